@@ -1,0 +1,559 @@
+"""Which array library, which device: select, probe, move.
+
+What this module guarantees:
+
+- It imports no array library but NumPy. Another library is imported when the caller names it, or
+  has already imported it (then the type of an array tells which one it is).
+- A library that is missing or broken never breaks another: `available` reports it, `select`
+  raises one clear line.
+- CuPy counts as usable only after a real kernel ran on the device and was synchronised.
+- No data moves and no dtype changes unless the caller asks for it by `asarray` or `to_numpy`.
+
+The rest of the package receives arrays, asks `array_namespace` once at the top of a public call,
+and passes the namespace down. The time loop also asks for `operations`: the few functions that
+write into a buffer where the library allows it and return a new array where it does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace as _compat_namespace
+from array_api_compat import device as _compat_device
+
+Array = Any
+"""An array of any supported library."""
+Namespace = Any
+"""The module that holds a library's array functions."""
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class BackendError(RuntimeError):
+    """A backend is unknown, or cannot be used on this machine."""
+
+
+class Status(NamedTuple):
+    """What is known of one backend on this machine."""
+
+    name: str
+    usable: bool
+    version: str
+    device: str
+    reason: str
+    """Why it is not usable and what to do about it; empty for a usable backend."""
+
+
+# --------------------------------------------------------------------------------------------
+# From arrays to their library
+
+
+def array_namespace(**arrays: Array) -> Namespace:
+    """Return the one namespace of all `arrays`, given by the names to use in an error.
+
+    `None` and Python scalars are ignored.
+
+    Raises
+    ------
+    TypeError
+        If something is not an array, or if two arrays belong to different libraries.
+    """
+    found: Namespace = None
+    first = ""
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        xp = _namespace_of(name, array)
+        if found is None:
+            found, first = xp, name
+        elif xp is not found:
+            raise TypeError(
+                f"{name} is a {_kind(array)} but {first} is a {_kind(arrays[first])}: all arrays of "
+                "one call must come from the same library (nothing is copied silently)"
+            )
+    if found is None:
+        raise TypeError("expected at least one array, got none")
+    return found
+
+
+def _namespace_of(name: str, array: Array) -> Namespace:
+    if type(array) is np.ndarray:
+        return np
+    if isinstance(array, np.ndarray | np.generic):
+        raise TypeError(f"{name} must be a plain array, got {_kind(array)}")
+    try:
+        return _compat_namespace(array)
+    except TypeError:
+        raise TypeError(f"{name} must be an array, got {_kind(array)}") from None
+
+
+def _kind(array: Array) -> str:
+    return f"{type(array).__module__.partition('.')[0]} {type(array).__name__}"
+
+
+def device_of(array: Array) -> Any:
+    """Return the device that holds `array`, as its library spells it."""
+    return _compat_device(array)
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return a dtype's name without its library: `float32` for `torch.float32`."""
+    if isinstance(dtype, type):
+        return str(dtype.__name__)
+    return str(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2])
+
+
+def is_floating(array: Array) -> bool:
+    """Tell whether `array` has one of the real floating-point dtypes of its library."""
+    return dtype_name(array.dtype) in DTYPES
+
+
+# --------------------------------------------------------------------------------------------
+# Operations of the time loop: `op(a, b, out=buffer)`
+
+
+class Rows:
+    """Arrays of one shape, one a time step: views of one buffer, filled in place."""
+
+    def __init__(self, whole: Array) -> None:
+        self.rows: list[Array] = list(whole)
+        self._whole = whole
+
+    def whole(self) -> Array:
+        """Return all rows as one array, time first."""
+        return self._whole
+
+
+class NewRows:
+    """Arrays of one shape, one a time step: made one by one, stacked at the end."""
+
+    def __init__(self, xp: Namespace, rows: list[Array]) -> None:
+        self.rows = rows
+        self._xp = xp
+
+    def whole(self) -> Array:
+        """Return all rows as one array, time first."""
+        return self._xp.stack(self.rows, axis=0)
+
+
+class InPlace:
+    """Operations of a library whose functions take `out=`: NumPy and CuPy."""
+
+    in_place = True
+
+    def __init__(self, xp: Namespace, rows_a_chunk: int) -> None:
+        self.xp = xp
+        self.rows_a_chunk = rows_a_chunk
+        self.add = xp.add
+        self.subtract = xp.subtract
+        self.multiply = xp.multiply
+        self.maximum = xp.maximum
+        self.matmul = xp.matmul
+        self.tanh = xp.tanh
+        self.unstack: Callable[[Array], Sequence[Array]] = tuple
+        """The subarrays along the first axis: views of it."""
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
+        """Return an array to write into, with the dtype and device of `like`."""
+        return self.xp.empty(shape, dtype=like.dtype)
+
+    def rows(self, steps: int, shape: tuple[int, ...], like: Array) -> Rows:
+        """Return rows to be written, one a step."""
+        return Rows(self.buffer((steps, *shape), like))
+
+    def split(self, whole: Array) -> Rows:
+        """Return the rows of an array that may be overwritten."""
+        return Rows(whole)
+
+    def hold(self, valid: Array, new: Array, old: Array) -> Array:
+        """Return `new` where `valid`, else `old`; may overwrite `new`."""
+        self.xp.copyto(new, old, where=~valid)
+        return new
+
+    def joined(self, parts: Sequence[Array], out: Array) -> Array:
+        """Concatenate along the first axis parts that were computed with views of `out`."""
+        return out
+
+    def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
+        """Write rows `start` to `stop` along the first axis."""
+        whole[start:stop, ...] = rows
+        return whole
+
+
+class Functional:
+    """The same operations for a library whose arrays are not written into: `out` is ignored."""
+
+    in_place = False
+    rows_a_chunk = 0
+
+    def __init__(self, xp: Namespace) -> None:
+        self.xp = xp
+
+    def add(self, a: Array, b: Array, out: Array = None) -> Array:
+        return a + b
+
+    def subtract(self, a: Array, b: Array, out: Array = None) -> Array:
+        return a - b
+
+    def multiply(self, a: Array, b: Array, out: Array = None) -> Array:
+        return a * b
+
+    def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
+        return a @ b
+
+    def maximum(self, a: Array, b: Array, out: Array = None) -> Array:
+        return self.xp.maximum(a, b)
+
+    def tanh(self, a: Array, out: Array = None) -> Array:
+        return self.xp.tanh(a)
+
+    def unstack(self, a: Array) -> Sequence[Array]:
+        return [a[k, ...] for k in range(a.shape[0])]
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
+        return None
+
+    def rows(self, steps: int, shape: tuple[int, ...], like: Array) -> NewRows:
+        return NewRows(self.xp, [None] * steps)
+
+    def split(self, whole: Array) -> NewRows:
+        return NewRows(self.xp, list(self.unstack(whole)))
+
+    def hold(self, valid: Array, new: Array, old: Array) -> Array:
+        return self.xp.where(valid, new, old)
+
+    def joined(self, parts: Sequence[Array], out: Array) -> Array:
+        return self.xp.concat(list(parts), axis=0)
+
+    def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
+        # One chunk covers all steps here: `rows_a_chunk` is zero.
+        return rows
+
+
+Operations = InPlace | Functional
+_OPERATIONS: dict[str, Operations] = {}
+
+
+def operations(xp: Namespace) -> Operations:
+    """Return the time loop's operations for a namespace."""
+    name = xp.__name__
+    if name not in _OPERATIONS:
+        # A chunk of NumPy's rows stays in the processor's cache; on a GPU fewer launches win.
+        if name == "numpy":
+            _OPERATIONS[name] = InPlace(xp, rows_a_chunk=512)
+        elif name.endswith("cupy"):
+            _OPERATIONS[name] = InPlace(xp, rows_a_chunk=0)
+        else:
+            _OPERATIONS[name] = Functional(xp)
+    return _OPERATIONS[name]
+
+
+# --------------------------------------------------------------------------------------------
+# From names to libraries
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library on one device.
+
+    Attributes
+    ----------
+    name : str
+        `numpy`, `cupy`, `torch`, `jax` or `strict`.
+    xp : module
+        The namespace of its array functions (array API standard).
+    device : object
+        The device, as the library spells it.
+    """
+
+    name: str
+    xp: Namespace
+    device: Any
+
+    def dtype(self, name: str) -> Any:
+        """Return the library's dtype called `name`.
+
+        Raises
+        ------
+        ValueError
+            If the library lacks it, or has it switched off (JAX's float64).
+        """
+        if name == "float64" and self.name == "jax" and not _jax_has_float64():
+            raise ValueError(
+                "dtype float64 is switched off in JAX: set JAX_ENABLE_X64=1 or "
+                "jax.config.update('jax_enable_x64', True), or use float32"
+            )
+        dtype = getattr(self.xp, name, None)
+        if dtype is None:
+            raise ValueError(f"dtype {name} does not exist in the backend {self.name}")
+        return dtype
+
+    def asarray(self, array: Any, dtype: str | None = None) -> Array:
+        """Copy or move `array` (NumPy, nested lists, or this library's own) to the device.
+
+        `dtype` is a name such as `float32`; without it the dtype stays as it is.
+        """
+        if type(array) in (int, float, bool) or isinstance(array, list | tuple | np.generic):
+            array = np.asarray(array)
+        if not isinstance(array, np.ndarray):
+            given = array.dtype
+            if dtype is not None and dtype_name(given) != dtype:
+                return self.xp.asarray(array, dtype=self.dtype(dtype), device=self.device)
+            return self.xp.asarray(array, device=self.device)
+        target = self.dtype(dtype or array.dtype.name)
+        if self.name == "cupy":
+            with self.device:
+                return self.xp.asarray(array, dtype=target)
+        if self.name == "torch":  # torch shares NumPy's memory, and refuses read-only arrays
+            array = np.array(array)
+        return self.xp.asarray(array, dtype=target, device=self.device)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """Copy `array` to the host as a NumPy array (NumPy arrays are returned as they are)."""
+        return to_numpy(array)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work given to it so far."""
+        if self.name == "cupy":
+            self.device.synchronize()
+        elif self.name == "torch" and self.device.type == "cuda":
+            importlib.import_module("torch").cuda.synchronize(self.device)
+        elif self.name == "jax":
+            jax = importlib.import_module("jax")
+            (jax.device_put(0.0, self.device) + 0).block_until_ready()
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """Copy any library's array to the host as a NumPy array."""
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "detach"):  # torch
+        return np.asarray(array.detach().cpu().numpy())
+    if type(array).__module__.startswith("array_api_strict"):
+        strict = importlib.import_module("array_api_strict")
+        return np.array(strict.asarray(array, device=strict.Device("CPU_DEVICE")))
+    if hasattr(array, "get"):  # cupy
+        return np.asarray(array.get())
+    return np.asarray(array)
+
+
+def _jax_has_float64() -> bool:
+    return bool(importlib.import_module("jax").config.jax_enable_x64)
+
+
+def _import(module: str, package: str, extra: str) -> Any:
+    """Import an array library, or say in one line why that does not work."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
+            raise BackendError(f"{package} is installed but broken: {_line(error)}") from error
+        raise BackendError(
+            f"{package} is not installed: pip install 'rnn-xp[{extra}]'"
+        ) from error
+    except Exception as error:
+        raise BackendError(f"{package} is installed but does not import: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _numpy(device: str | None) -> Backend:
+    if device not in (None, "cpu"):
+        raise BackendError(f"NumPy has no device {device!r}: its only device is 'cpu'")
+    return Backend("numpy", np, "cpu")
+
+
+def _torch(device: str | None) -> Backend:
+    torch = _import("torch", "PyTorch", "torch")
+    xp = _import("array_api_compat.torch", "array-api-compat", "torch")
+    try:
+        chosen = torch.device(device or "cpu")
+        torch.zeros(1, device=chosen)
+    except Exception as error:
+        raise BackendError(f"PyTorch cannot use the device {device!r}: {_line(error)}") from error
+    return Backend("torch", xp, chosen)
+
+
+def _jax(device: str | None) -> Backend:
+    jax = _import("jax", "JAX", "jax")
+    kind, _, index = (device or "").partition(":")
+    try:
+        chosen = jax.devices(kind or None)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise BackendError(f"JAX cannot use the device {device!r}: {_line(error)}") from error
+    return Backend("jax", importlib.import_module("jax.numpy"), chosen)
+
+
+def _strict(device: str | None) -> Backend:
+    strict = _import("array_api_strict", "array-api-strict", "strict")
+    name = "CPU_DEVICE" if device in (None, "cpu") else device
+    try:
+        chosen = strict.Device(name)
+    except Exception as error:
+        raise BackendError(f"array-api-strict has no device {device!r}: {_line(error)}") from error
+    return Backend("strict", strict, chosen)
+
+
+def _cupy(device: str | None) -> Backend:
+    cupy = _import("cupy", "CuPy", "cupy")
+    kind, _, index = (device or "cuda:0").partition(":")
+    if kind not in ("cuda", "gpu") or not (index or "0").isdigit():
+        raise BackendError(f"CuPy has no device {device!r}: expected 'cuda' or 'cuda:0', 'cuda:1', …")
+    problem = _cupy_problem(cupy, int(index or 0))
+    if problem:
+        raise BackendError(problem)
+    xp = _import("array_api_compat.cupy", "array-api-compat", "cupy")
+    return Backend("cupy", xp, cupy.cuda.Device(int(index or 0)))
+
+
+def _cupy_problem(cupy: Any, index: int) -> str | None:
+    """Say in one line why CuPy cannot compute on a device; None when a kernel ran there.
+
+    Each probe is the smallest act that the next one depends on.
+    """
+    runtime = cupy.cuda.runtime
+    try:
+        driver = runtime.driverGetVersion()  # 0 without a driver
+        needed = runtime.runtimeGetVersion()
+        if driver == 0:
+            return (
+                "no NVIDIA driver was found on this machine (CuPy itself is installed): install "
+                "the driver, or use --backend numpy"
+            )
+        if driver // 1000 < needed // 1000:
+            return (
+                f"the NVIDIA driver is too old: it supports CUDA {_cuda(driver)}, this CuPy needs "
+                f"CUDA {_cuda(needed)}: update the driver or install cupy-cuda{driver // 1000}x"
+            )
+        count = runtime.getDeviceCount()
+        if count == 0:
+            return "the NVIDIA driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        if index >= count:
+            return f"there is no device cuda:{index}: this machine has {count} GPU(s), cuda:0 first"
+        with cupy.cuda.Device(index) as gpu:
+            ones = cupy.ones(8, dtype="float32")
+            total = (ones * 2 + 1).sum()
+            gpu.synchronize()
+            if float(total) != 24.0:
+                return f"the GPU computes wrong results: a test kernel gave {float(total)}, not 24"
+    except MemoryError as error:  # cupy's OutOfMemoryError is one
+        return f"the GPU is out of memory ({_line(error)}): free some, or choose another device"
+    except Exception as error:  # CompileException is a bare Exception
+        text = _line(error)
+        if "nodevice" in text.lower():
+            return "the NVIDIA driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        if "nvrtc" in text.lower():
+            return (
+                f"CuPy's kernel compiler NVRTC is missing ({text}): "
+                "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
+            )
+        if type(error).__name__ == "CompileException" or "cannot open source file" in text:
+            return (
+                f"CuPy cannot compile kernels, the CUDA headers are missing ({text}): pip install "
+                f"'cupy-cuda{runtime.runtimeGetVersion() // 1000}x[ctk]'"
+            )
+        return f"the GPU cannot be used: {text}"
+    return None
+
+
+def _cuda(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+class _Entry(NamedTuple):
+    make: Callable[[str | None], Backend]
+    distributions: Sequence[str]
+
+
+# The one table of backends: `select`, `available`, the command line and the tests read it.
+BACKENDS: dict[str, _Entry] = {
+    "numpy": _Entry(_numpy, ("numpy",)),
+    "cupy": _Entry(_cupy, ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy")),
+    "torch": _Entry(_torch, ("torch",)),
+    "jax": _Entry(_jax, ("jax",)),
+    "strict": _Entry(_strict, ("array-api-strict",)),
+}
+
+
+def select(name: str = "auto", device: str | None = None) -> Backend:
+    """Return the backend called `name`, proven usable.
+
+    Parameters
+    ----------
+    name : str
+        `numpy`, `cupy`, `torch`, `jax`, `strict`, or `auto`: what the environment variable
+        `RNN_XP_BACKEND` names, else CuPy where a GPU really runs a kernel, else NumPy.
+    device : str, optional
+        A device of that library: `cpu`, `cuda`, `cuda:1`, …; its default device when left out.
+
+    Raises
+    ------
+    BackendError
+        If the name is unknown, or the backend or device cannot be used: one line with the reason
+        and what to do.
+    """
+    name = name.lower()
+    if name == "auto":
+        chosen = os.environ.get("RNN_XP_BACKEND", "").lower()
+        if chosen and chosen != "auto":
+            if chosen not in BACKENDS:
+                raise BackendError(
+                    f"RNN_XP_BACKEND names the unknown backend {chosen!r}: expected one of "
+                    f"{', '.join(('auto', *BACKENDS))}"
+                )
+            return BACKENDS[chosen].make(device)
+        if device in (None, "cpu") and (device == "cpu" or not _usable("cupy")):
+            return _numpy(device)
+        return _cupy(device)
+    if name not in BACKENDS:
+        raise BackendError(
+            f"unknown backend {name!r}: expected one of {', '.join(('auto', *BACKENDS))}"
+        )
+    return BACKENDS[name].make(device)
+
+
+def _usable(name: str) -> bool:
+    try:
+        BACKENDS[name].make(None)
+    except BackendError:
+        return False
+    return True
+
+
+def available(names: Iterable[str] = tuple(BACKENDS)) -> dict[str, Status]:
+    """Return every backend with its state on this machine: version, device, or the reason."""
+    return {name: _status(name) for name in names}
+
+
+def _status(name: str) -> Status:
+    version = _version(BACKENDS[name].distributions)
+    try:
+        backend = BACKENDS[name].make(None)
+    except BackendError as error:
+        return Status(name, False, version, "", str(error))
+    return Status(name, True, version, _device_text(backend), "")
+
+
+def _version(distributions: Sequence[str]) -> str:
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _device_text(backend: Backend) -> str:
+    if backend.name != "cupy":
+        return str(backend.device)
+    runtime = importlib.import_module("cupy").cuda.runtime
+    label = runtime.getDeviceProperties(backend.device.id)["name"].decode()
+    return f"cuda:{backend.device.id} {label}"
