@@ -119,7 +119,7 @@ def is_floating(array: Array) -> bool:
 
 
 class Rows:
-    """Arrays of one shape, one a time step: views of one buffer, filled in place."""
+    """One array a time step: views of one array, to be read or filled in place."""
 
     def __init__(self, whole: Array) -> None:
         self.rows: list[Array] = list(whole)
@@ -131,7 +131,7 @@ class Rows:
 
 
 class NewRows:
-    """Arrays of one shape, one a time step: made one by one, stacked at the end."""
+    """One array a time step: made one by one, stacked at the end."""
 
     def __init__(self, xp: Namespace, rows: list[Array]) -> None:
         self.rows = rows
@@ -145,8 +145,6 @@ class NewRows:
 class InPlace:
     """Operations of a library whose functions take `out=`: NumPy and CuPy."""
 
-    in_place = True
-
     def __init__(self, xp: Namespace, rows_a_chunk: int) -> None:
         self.xp = xp
         self.rows_a_chunk = rows_a_chunk
@@ -154,13 +152,22 @@ class InPlace:
         self.subtract = xp.subtract
         self.multiply = xp.multiply
         self.maximum = xp.maximum
-        self.matmul = xp.matmul
         self.tanh = xp.tanh
+        self.matmul = xp.matmul
         self.unstack: Callable[[Array], Sequence[Array]] = tuple
         """The subarrays along the first axis: views of it."""
 
+    def matmul_blocks(self, weight: Array, operand: Array, count: int, out: Array) -> Array:
+        """Multiply (count * H, K) by (K, B) and return the product as (count, H, B)."""
+        self.matmul(weight, operand, out=out.reshape(weight.shape[0], operand.shape[1]))
+        return out
+
+    def flat(self, blocks: Array) -> Array:
+        """View (count, H, B) as (count * H, B)."""
+        return blocks.reshape(-1, blocks.shape[-1])
+
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
-        """Return an array to write into, with the dtype and device of `like`."""
+        """Return an array to write into, with the dtype of `like`."""
         return self.xp.empty(shape, dtype=like.dtype)
 
     def rows(self, steps: int, shape: tuple[int, ...], like: Array) -> Rows:
@@ -171,13 +178,22 @@ class InPlace:
         """Return the rows of an array that may be overwritten."""
         return Rows(whole)
 
+    def copy(self, source: Array, out: Array) -> Array:
+        """Copy `source` into `out`."""
+        out[...] = source
+        return out
+
+    def contiguous(self, view: Array) -> Array:
+        """Return a transposed view as an array whose rows are contiguous."""
+        return self.xp.ascontiguousarray(view)
+
     def hold(self, valid: Array, new: Array, old: Array) -> Array:
-        """Return `new` where `valid`, else `old`; may overwrite `new`."""
+        """Return `new` where `valid`, else `old`; overwrites `new`."""
         self.xp.copyto(new, old, where=~valid)
         return new
 
     def joined(self, parts: Sequence[Array], out: Array) -> Array:
-        """Concatenate along the first axis parts that were computed with views of `out`."""
+        """Concatenate along the first axis parts that were written into `out` already."""
         return out
 
     def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
@@ -189,7 +205,6 @@ class InPlace:
 class Functional:
     """The same operations for a library whose arrays are not written into: `out` is ignored."""
 
-    in_place = False
     rows_a_chunk = 0
 
     def __init__(self, xp: Namespace) -> None:
@@ -204,17 +219,24 @@ class Functional:
     def multiply(self, a: Array, b: Array, out: Array = None) -> Array:
         return a * b
 
-    def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
-        return a @ b
-
     def maximum(self, a: Array, b: Array, out: Array = None) -> Array:
         return self.xp.maximum(a, b)
 
     def tanh(self, a: Array, out: Array = None) -> Array:
         return self.xp.tanh(a)
 
+    def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
+        return a @ b
+
     def unstack(self, a: Array) -> Sequence[Array]:
         return [a[k, ...] for k in range(a.shape[0])]
+
+    def matmul_blocks(self, weight: Array, operand: Array, count: int, out: Array = None) -> Array:
+        product = weight @ operand
+        return self.xp.reshape(product, (count, product.shape[0] // count, product.shape[1]))
+
+    def flat(self, blocks: Array) -> Array:
+        return self.xp.reshape(blocks, (-1, blocks.shape[-1]))
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
         return None
@@ -225,10 +247,16 @@ class Functional:
     def split(self, whole: Array) -> NewRows:
         return NewRows(self.xp, list(self.unstack(whole)))
 
+    def copy(self, source: Array, out: Array = None) -> Array:
+        return source
+
+    def contiguous(self, view: Array) -> Array:
+        return view
+
     def hold(self, valid: Array, new: Array, old: Array) -> Array:
         return self.xp.where(valid, new, old)
 
-    def joined(self, parts: Sequence[Array], out: Array) -> Array:
+    def joined(self, parts: Sequence[Array], out: Array = None) -> Array:
         return self.xp.concat(list(parts), axis=0)
 
     def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
@@ -241,10 +269,13 @@ _OPERATIONS: dict[str, Operations] = {}
 
 
 def operations(xp: Namespace) -> Operations:
-    """Return the time loop's operations for a namespace."""
+    """Return the time loop's operations for a namespace.
+
+    `rows_a_chunk` is the number of rows (time steps times batch) that the loop handles at once:
+    NumPy's stay in the processor's cache; 0 stands for all, since fewer launches win on a GPU.
+    """
     name = xp.__name__
     if name not in _OPERATIONS:
-        # A chunk of NumPy's rows stays in the processor's cache; on a GPU fewer launches win.
         if name == "numpy":
             _OPERATIONS[name] = InPlace(xp, rows_a_chunk=512)
         elif name.endswith("cupy"):
@@ -341,6 +372,16 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     if hasattr(array, "get"):  # cupy
         return np.asarray(array.get())
     return np.asarray(array)
+
+
+def like_of(array: np.ndarray[Any, Any], like: Array) -> Array:
+    """Move a host array to the library, device and dtype of `like`."""
+    if isinstance(like, np.ndarray):
+        return array.astype(like.dtype, copy=False)
+    xp = array_namespace(like=like)
+    if dtype_name(like.dtype) == "bfloat16" or xp.__name__.endswith("torch"):
+        array = np.array(array)
+    return xp.asarray(array, dtype=like.dtype, device=device_of(like))
 
 
 def _jax_has_float64() -> bool:

@@ -1,0 +1,101 @@
+"""The checks that the layers share: each error names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rnn_xp.backend import (
+    Array,
+    Namespace,
+    array_namespace,
+    device_of,
+    dtype_name,
+    is_floating,
+)
+
+
+class HasShapes(Protocol):
+    """A layer: it knows the shapes of its parameters."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of every parameter."""
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer >= {least}, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_rate(name: str, value: object) -> None:
+    """Raise unless `value` is a probability."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number in 0..1, got {value!r}")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be a number in 0..1, got {value}")
+
+
+def check_params(layer: HasShapes, params: Any) -> Namespace:
+    """Raise unless `params` are the layer's parameters; return their namespace."""
+    shapes = layer.shapes
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"params must be a dict of arrays, as from init, got {type(params).__name__}"
+        )
+    if params.keys() != shapes.keys():
+        missing = [name for name in shapes if name not in params]
+        extra = [name for name in params if name not in shapes]
+        found = [f"{' and '.join(w)} {what}" for w, what in ((missing, "missing"), (extra, "not expected")) if w]
+        raise ValueError(f"params do not fit {layer}: {'; '.join(found)}")
+    xp = array_namespace(**params)
+    like = next(iter(params.values()))
+    if not is_floating(like):
+        raise TypeError(f"params must be floating-point, got {dtype_name(like.dtype)}")
+    for name, shape in shapes.items():
+        check_array(name, params[name], shape, like)
+    return xp
+
+
+def check_array(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
+    """Raise unless `array` has this shape, and the dtype and device of `like`."""
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
+    check_same_kind(name, array, like)
+
+
+def check_same_kind(name: str, array: Array, like: Array) -> None:
+    """Raise unless `array` has the dtype and device of `like`, a parameter."""
+    if array.dtype != like.dtype:
+        raise TypeError(
+            f"{name} has dtype {dtype_name(array.dtype)}, the parameters have "
+            f"{dtype_name(like.dtype)}: cast one of them"
+        )
+    if device_of(array) != device_of(like):
+        raise ValueError(
+            f"{name} is on the device {device_of(array)}, the parameters on {device_of(like)}"
+        )
+
+
+def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
+    """Raise unless `array` is of the library of `like`, and passes `check_array`."""
+    array_namespace(params=like, **{name: array})
+    check_array(name, array, shape, like)
+
+
+def use_once(layer: object, cache: Any) -> None:
+    """Raise unless `cache` is a fresh one of this layer; mark it as used."""
+    if getattr(cache, "layer", None) != layer:
+        raise ValueError(f"cache is not from the forward call of {layer}")
+    if cache.used:
+        raise ValueError("cache was used by a backward call before: run forward again")
+    cache.used = True

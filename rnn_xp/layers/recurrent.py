@@ -1,0 +1,578 @@
+"""Recurrent layers: stacking, directions, ragged batches, dropout between layers.
+
+A layer of L levels and D directions is L * D runs of `recurrence` over one cell; level k reads
+the output of level k - 1, both directions side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rnn_xp import init as init_
+from rnn_xp.backend import (
+    Array,
+    Namespace,
+    Operations,
+    array_namespace,
+    device_of,
+    like_of,
+    operations,
+    select,
+    to_numpy,
+)
+from rnn_xp.cells import make_cell
+from rnn_xp.cells.base import Cell, Chunk, Folded
+from rnn_xp.layers.checks import (
+    check_count,
+    check_flag,
+    check_given,
+    check_params,
+    check_rate,
+    check_same_kind,
+    use_once,
+)
+from rnn_xp.random import Seed, dropout_mask, generator, spawn
+from rnn_xp.recurrence import Ragged, run, run_backward, zero_where_invalid
+
+Params = dict[str, Array]
+State = Any
+"""h for RNN and GRU, (h, c) for LSTM."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Parameters of one layer, folded for inference: made by `prepare`, passed instead of params."""
+
+    layer: Recurrent
+    like: Array
+    runs: tuple[Folded, ...]
+
+
+@dataclass
+class Cache:
+    """What `forward` keeps for one `backward`."""
+
+    layer: Recurrent
+    batched: bool
+    shape: tuple[int, ...]
+    like: Array
+    ragged: Ragged | None
+    runs: list[list[Chunk]] = field(default_factory=list)
+    masks: list[Array] = field(default_factory=list)
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """What `RNN`, `LSTM` and `GRU` share."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = field(default=True, kw_only=True)
+    bidirectional: bool = field(default=False, kw_only=True)
+    dropout: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size", "num_layers"):
+            check_count(name, getattr(self, name))
+        for name in ("bias", "bidirectional"):
+            check_flag(name, getattr(self, name))
+        check_rate("dropout", self.dropout)
+
+    # The cell, and what follows from it
+
+    def _cell(self) -> Cell:
+        raise NotImplementedError
+
+    @cached_property
+    def cell(self) -> Cell:
+        """The equations of one step."""
+        return self._cell()
+
+    @property
+    def num_directions(self) -> int:
+        """D: 1, or 2 for a bidirectional layer."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """The size of the output's last axis: D * H, or D * P with a projection."""
+        return self.num_directions * self.cell.output_size
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, in PyTorch's order."""
+        return {
+            f"{name}{suffix}": shape
+            for suffix, size in self._suffixes
+            for name, shape in self.cell.shapes(size, self.bias).items()
+        }
+
+    @cached_property
+    def _suffixes(self) -> list[tuple[str, int]]:
+        """The end of the parameters' names, and the input size, of each run."""
+        sizes = [self.input_size, *[self.output_size] * (self.num_layers - 1)]
+        ends = ("", "_reverse")[: self.num_directions]
+        return [(f"_l{k}{end}", size) for k, size in enumerate(sizes) for end in ends]
+
+    @cached_property
+    def _names(self) -> list[dict[str, str]]:
+        """For each run, from the cell's names of its weights to the layer's."""
+        names = self.cell.shapes(self.input_size, self.bias)
+        return [{name: name + suffix for name in names} for suffix, _ in self._suffixes]
+
+    # Public calls
+
+    def init(
+        self,
+        seed: Seed,
+        *,
+        backend: str = "numpy",
+        device: str | None = None,
+        dtype: str = "float32",
+        scheme: str = "uniform",
+    ) -> Params:
+        """Draw parameters; the same seed gives the same numbers on every backend.
+
+        Parameters
+        ----------
+        seed : int
+        backend, device : str
+            As in `backend.select`.
+        dtype : str
+            `float32`, `float64`, or what else the library computes in.
+        scheme : str
+            `uniform` (PyTorch's default), `glorot` or `orthogonal`: see `init.SCHEMES`.
+
+        Returns
+        -------
+        dict of arrays
+        """
+        chosen = select(backend, device)
+        drawn = init_.recurrent(generator(seed), self.shapes, self.hidden_size, scheme)
+        return {name: chosen.asarray(value, dtype) for name, value in drawn.items()}
+
+    def prepare(self, params: Params) -> Prepared:
+        """Fold the parameters for inference.
+
+        Worth it where a layer is called many times with the same parameters, one step at a time
+        above all: `layer(prepared, x, state)`. Later changes of `params` have no effect on it.
+        """
+        xp = check_params(self, params)
+        runs = tuple(self.cell.fold(xp, w) for w in self._weights(params))
+        return Prepared(self, next(iter(params.values())), runs)
+
+    def __call__(
+        self,
+        params: Params | Prepared,
+        x: Array,
+        state: State = None,
+        *,
+        lengths: Sequence[int] | Array | None = None,
+    ) -> tuple[Array, State]:
+        """Run the layer; keeps nothing for a backward pass.
+
+        Parameters
+        ----------
+        params : dict of arrays, or what `prepare` returned
+        x : (T, B, I), or (T, I) without a batch
+        state : h (L*D, B, H); for LSTM (h, c), h (L*D, B, P) with a projection; None is zeros
+        lengths : (B,) integers in 1..T, in any order
+            Steps past a sequence's length have output 0 and leave its state as it was.
+
+        Returns
+        -------
+        y : (T, B, D*H)
+        state : like the one that goes in, after each sequence's last step
+
+        Raises
+        ------
+        TypeError
+            If an argument is not an array of the parameters' library, dtype and device.
+        ValueError
+            If a shape, a length or a parameter's name is wrong.
+        """
+        prepared = params if isinstance(params, Prepared) else self.prepare(params)
+        if prepared.layer is not self and prepared.layer != self:
+            raise ValueError(f"params were prepared by {prepared.layer}, not by {self}")
+        y, state, _ = self._run(prepared, x, state, lengths, None, keep=False)
+        return y, state
+
+    def forward(
+        self,
+        params: Params,
+        x: Array,
+        state: State = None,
+        *,
+        lengths: Sequence[int] | Array | None = None,
+        dropout_seed: Seed | None = None,
+    ) -> tuple[Array, State, Cache]:
+        """Run the layer for training.
+
+        As a call of the layer, and also:
+
+        Parameters
+        ----------
+        dropout_seed : int, optional
+            Zeroes elements of every level's output but the last's with probability `dropout`, and
+            scales the others by 1 / (1 - dropout); the same seed gives the same mask on every
+            backend. None: no dropout.
+
+        Returns
+        -------
+        y, state
+            As from a call of the layer.
+        cache
+            Belongs to one `backward`. It refers to x: do not change x before.
+        """
+        return self._run(self.prepare(params), x, state, lengths, dropout_seed, keep=True)
+
+    def backward(
+        self, params: Params, cache: Cache, dy: Array, dstate: State = None
+    ) -> tuple[Params, Array, State]:
+        """Run backward through time.
+
+        Parameters
+        ----------
+        params : the same as in `forward`
+        cache : from `forward`; used up
+        dy : gradient of the loss with respect to y, of its shape
+        dstate : gradient with respect to the returned state, of its form; None (as a whole, or
+            instead of h or c) is zeros
+
+        Returns
+        -------
+        dparams, dx, dstate0
+            The gradients of sum(y * dy) + sum(state * dstate) with respect to every parameter,
+            the input and the initial state: exact, summed over the batch.
+
+        Raises
+        ------
+        ValueError
+            If a shape is wrong, or the cache was used before or belongs to another layer.
+        """
+        xp = check_params(self, params)
+        use_once(self, cache)
+        ops = operations(xp)
+        check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
+        if not cache.batched:
+            dy = dy[:, None, :]
+        batch = dy.shape[1]
+        parts = self._state_in(xp, "dstate", dstate, batch, cache.batched, cache.like)
+        columns = self._columns(ops, parts, cache.like, batch)
+
+        gradients: list[dict[str, Array]] = [{} for _ in self._suffixes]
+        dstates: list[Sequence[Array]] = [() for _ in self._suffixes]
+        weights = self._weights(params)
+        size = self.cell.output_size
+        for level in reversed(range(self.num_layers)):
+            dx = None
+            for direction in range(self.num_directions):
+                index = level * self.num_directions + direction
+                part = dy[:, :, direction * size : (direction + 1) * size]
+                gradients[index], dx_part, dstates[index] = run_backward(
+                    self.cell,
+                    ops,
+                    weights[index],
+                    cache.runs[index],
+                    part if self.bidirectional else dy,
+                    columns[index],
+                    cache.ragged,
+                    reverse=direction == 1,
+                )
+                dx = dx_part if dx is None else ops.add(dx, dx_part, out=dx)
+            dy = dx
+            if level and cache.masks:
+                dy = ops.multiply(dy, cache.masks[level - 1], out=dy)
+        dparams = {
+            names[name]: gradient[name]
+            for names, gradient in zip(self._names, gradients, strict=True)
+            for name in names
+        }
+        dx = dy if cache.batched else dy[:, 0, :]
+        return dparams, dx, self._state_out(xp, dstates, cache.batched)
+
+    # Inside
+
+    def _weights(self, params: Params) -> list[dict[str, Array]]:
+        return [{name: params[full] for name, full in names.items()} for names in self._names]
+
+    def _run(
+        self,
+        prepared: Prepared,
+        x: Array,
+        state: State,
+        lengths: Sequence[int] | Array | None,
+        dropout_seed: Seed | None,
+        *,
+        keep: bool,
+    ) -> tuple[Array, State, Cache]:
+        xp = array_namespace(params=prepared.like, x=x)
+        ops = operations(xp)
+        self._check_input(x, prepared.like)
+        batched = x.ndim == 3
+        shape = tuple(x.shape)
+        if not batched:
+            x = x[:, None, :]
+        steps, batch = x.shape[0], x.shape[1]
+        ragged = self._ragged(xp, lengths, steps, batch, batched, x)
+        if ragged is not None:
+            x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
+        parts = self._state_in(xp, "state", state, batch, batched, x)
+        columns = self._columns(ops, parts, x, batch)
+
+        cache = Cache(self, batched, shape, prepared.like, ragged)
+        states: list[Sequence[Array]] = []
+        for level in range(self.num_layers):
+            if level and self.dropout and dropout_seed is not None:
+                mask = dropout_mask(spawn(dropout_seed, level), self.dropout, x)
+                x = ops.multiply(x, mask, out=x)
+                cache.masks.append(mask)
+            outputs = []
+            for direction in range(self.num_directions):
+                index = level * self.num_directions + direction
+                y, last, chunks = run(
+                    self.cell,
+                    ops,
+                    prepared.runs[index],
+                    x,
+                    columns[index],
+                    ragged,
+                    reverse=direction == 1,
+                    keep=keep,
+                )
+                outputs.append(y)
+                states.append(last)
+                cache.runs.append(chunks)
+            x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)
+        y = x if batched else x[:, 0, :]
+        return y, self._state_out(xp, states, batched), cache
+
+    def _check_input(self, x: Array, like: Array) -> None:
+        if x.ndim not in (2, 3):
+            raise ValueError(
+                f"x must have shape (T, B, {self.input_size}), or (T, {self.input_size}) without "
+                f"a batch, got {tuple(x.shape)}"
+            )
+        check_same_kind("x", x, like)
+        if x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x has {x.shape[-1]} features in its last axis, but this {type(self).__name__} "
+                f"has input_size={self.input_size}"
+            )
+        if 0 in x.shape:
+            raise ValueError(f"x must have at least one step and one sequence, got {tuple(x.shape)}")
+
+    def _ragged(
+        self,
+        xp: Namespace,
+        lengths: Sequence[int] | Array | None,
+        steps: int,
+        batch: int,
+        batched: bool,
+        like: Array,
+    ) -> Ragged | None:
+        if lengths is None:
+            return None
+        if not batched:
+            raise ValueError("lengths needs a batch: x (T, B, I), got x (T, I)")
+        host = np.asarray(to_numpy(lengths))
+        if host.shape != (batch,):
+            raise ValueError(f"lengths must have shape ({batch},), got {host.shape}")
+        if host.dtype.kind not in "iu":
+            raise TypeError(f"lengths must be integers, got {host.dtype}")
+        wrong = host[(host < 1) | (host > steps)]
+        if wrong.size:
+            raise ValueError(f"lengths must lie in 1..{steps} (T), got {int(wrong[0])}")
+        shortest = int(host.min())
+        if shortest == steps:
+            return None
+        device = device_of(like)
+        valid = xp.asarray(np.arange(steps)[:, None] < host[None, :], device=device)
+        return Ragged(valid, shortest)
+
+    def _state_in(
+        self, xp: Namespace, name: str, state: State, batch: int, batched: bool, like: Array
+    ) -> list[Array | None]:
+        """Return each part of a state as (L*D, B, size), None for zeros."""
+        cell = self.cell
+        if state is None:
+            return [None] * len(cell.state)
+        if len(cell.state) == 1:
+            state = (state,)
+        elif not isinstance(state, tuple | list) or len(state) != len(cell.state):
+            raise ValueError(
+                f"{name} must be a pair ({', '.join(cell.state)}), got {type(state).__name__}"
+            )
+        parts: list[Array | None] = []
+        runs = self.num_layers * self.num_directions
+        for part_name, size, part in zip(cell.state, cell.state_sizes, state, strict=True):
+            if part is None and name == "dstate":
+                parts.append(None)
+                continue
+            full = part_name if name == "state" else f"d{part_name} in dstate"
+            expected = (runs, batch, size) if batched else (runs, size)
+            check_given(full, part, expected, like)
+            parts.append(part if batched else part[:, None, :])
+        return parts
+
+    def _columns(self, ops: Operations, parts: Sequence[Array | None], like: Array, batch: int) -> list[tuple[Array, ...]]:
+        """Return the state of each run as fresh columns, (size, B) for each part."""
+        xp = ops.xp
+        columns = []
+        for index in range(self.num_layers * self.num_directions):
+            run_parts = []
+            for size, part in zip(self.cell.state_sizes, parts, strict=True):
+                shape = (size, batch)
+                if part is None:
+                    run_parts.append(xp.zeros(shape, dtype=like.dtype, device=device_of(like)))
+                else:
+                    buffer = ops.buffer(shape, like)
+                    run_parts.append(ops.copy(part[index, ...].T, out=buffer))
+            columns.append(tuple(run_parts))
+        return columns
+
+    def _state_out(self, xp: Namespace, states: Sequence[Sequence[Array]], batched: bool) -> State:
+        """Stack the columns of each run to (L*D, B, size) for each part."""
+        parts = []
+        for which in range(len(self.cell.state)):
+            stacked = xp.stack([state[which].T for state in states])
+            parts.append(stacked if batched else stacked[:, 0, :])
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+@dataclass(frozen=True)
+class RNN(Recurrent):
+    """Elman layer: h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu instead of tanh.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        L; level k reads the output of level k - 1.
+    nonlinearity : str
+        `tanh` or `relu`.
+    bias : bool
+        Whether there are `bias_ih` and `bias_hh`.
+    bidirectional : bool
+        Whether a second run from the last step to the first stands beside each level.
+    dropout : float
+        Probability to zero an element between the levels in training; see `forward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of the kind or in the range above.
+    """
+
+    nonlinearity: str = field(default="tanh", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {self.nonlinearity!r}")
+
+    def _cell(self) -> Cell:
+        return make_cell(f"rnn_{self.nonlinearity}", self.hidden_size)
+
+
+@dataclass(frozen=True)
+class LSTM(Recurrent):
+    """LSTM layer; its state is (h, c). The equations stand in `rnn_xp.cells.lstm`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, bidirectional, dropout
+        As in `RNN`.
+    proj_size : int
+        P: project h to this size (`weight_hr`), 0 for no projection; less than H.
+    peephole : bool
+        Whether the gates also see c (`weight_peephole`, (3, H), in the order i f o).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of the kind or in the range above.
+    """
+
+    proj_size: int = field(default=0, kw_only=True)
+    peephole: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("peephole", self.peephole)
+        check_count("proj_size", self.proj_size, least=0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(
+                f"proj_size must be less than hidden_size={self.hidden_size}, got {self.proj_size}"
+            )
+
+    def _cell(self) -> Cell:
+        name = "lstm_peephole" if self.peephole else "lstm"
+        return make_cell(name, self.hidden_size, self.proj_size)
+
+    def init(
+        self,
+        seed: Seed,
+        *,
+        backend: str = "numpy",
+        device: str | None = None,
+        dtype: str = "float32",
+        scheme: str = "uniform",
+        forget_bias: float | None = None,
+    ) -> Params:
+        """Draw parameters: as in `RNN.init`, and also:
+
+        Parameters
+        ----------
+        forget_bias : float, optional
+            The forget gate's bias, for `bias_ih` and `bias_hh` together; 1 lets a new network
+            remember (Jozefowicz et al., ICML 2015). None leaves what `scheme` draws.
+        """
+        params = super().init(seed, backend=backend, device=device, dtype=dtype, scheme=scheme)
+        if forget_bias is None:
+            return params
+        if not self.bias:
+            raise ValueError("forget_bias needs bias=True")
+        hidden = self.hidden_size
+        for name, value in params.items():
+            if name.startswith("bias"):
+                host = np.array(to_numpy(value))
+                host[hidden : 2 * hidden] = forget_bias if name.startswith("bias_ih") else 0.0
+                params[name] = like_of(host, value)
+        return params
+
+
+@dataclass(frozen=True)
+class GRU(Recurrent):
+    """GRU layer. The equations stand in `rnn_xp.cells.gru`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, bidirectional, dropout
+        As in `RNN`.
+    reset_after : bool
+        Whether the reset gate acts after the recurrent product, as in PyTorch and cuDNN, or
+        before it, as in the paper.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of the kind or in the range above.
+    """
+
+    reset_after: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("reset_after", self.reset_after)
+
+    def _cell(self) -> Cell:
+        return make_cell("gru" if self.reset_after else "gru_reset_before", self.hidden_size)

@@ -1,0 +1,49 @@
+"""Random numbers that are the same on every backend: drawn by NumPy on the host, then moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rnn_xp.backend import Array, like_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Seed = int | Sequence[int]
+"""A seed, or a path of numbers: `(7, 0)` and `(7, 1)` are two independent streams of seed 7."""
+
+
+def generator(seed: Seed) -> np.random.Generator:
+    """Return NumPy's default generator for a seed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seed` is not a non-negative integer, or a sequence of such.
+    """
+    import numpy.random  # not part of `import numpy`: 15 ms that inference does without
+
+    for number in seed if isinstance(seed, Sequence) else (seed,):
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            raise TypeError(f"seed must be an integer >= 0, got {seed!r}")
+        if number < 0:
+            raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    return numpy.random.default_rng(seed)
+
+
+def spawn(seed: Seed, *path: int) -> tuple[int, ...]:
+    """Return the seed of an independent stream: `seed` followed by `path`."""
+    return (*(seed if isinstance(seed, Sequence) else (seed,)), *path)
+
+
+def dropout_mask(seed: Seed, rate: float, like: Array) -> Array:
+    """Return zeros with probability `rate` and 1 / (1 - rate) elsewhere, shaped as `like`."""
+    import numpy as np
+
+    if rate == 1.0:
+        mask = np.zeros(like.shape, dtype=np.float32)
+    else:
+        drawn = generator(seed).random(like.shape, dtype=np.float32)
+        mask = np.where(drawn < rate, 0.0, 1.0 / (1.0 - rate))
+    return like_of(mask, like)

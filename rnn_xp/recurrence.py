@@ -1,0 +1,253 @@
+"""The time loop, forward and backward through time: knows no cell.
+
+    forward:   pre = W_ih x + b for many steps at once, then step after step
+    backward:  the local factors of many steps at once, then step after step in the other order,
+               then the gradients of the weights and of x by one product each
+
+"Many steps at once" is a chunk: as many steps as keep its arrays in the processor's cache, all of
+them on a GPU. A chunk keeps what the backward pass needs; in inference it is dropped.
+
+Time comes first at the edges, x (T, B, I) and y (T, B, H); inside, states are columns (H, B), so
+that gates are contiguous and a cell reads like its equations. The reverse direction visits the
+steps in the other order; nothing is flipped.
+
+A ragged batch has `valid` (T, B), False past a sequence's length. A step past the length leaves
+the state as it was, gives output 0 and passes no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rnn_xp.backend import Array, Operations, device_of
+from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
+
+
+class Ragged(NamedTuple):
+    """Which steps of which sequences count."""
+
+    valid: Array
+    """(T, B), boolean"""
+    shortest: int
+    """All sequences have the steps before this one."""
+
+    def step(self, t: int) -> Array:
+        """Return valid at step t as (B,), or None where every sequence has the step."""
+        return None if t < self.shortest else self.valid[t, ...]
+
+
+def run(
+    cell: Cell,
+    ops: Operations,
+    w: Folded,
+    x: Array,
+    state: Sequence[Array],
+    ragged: Ragged | None,
+    *,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Array, tuple[Array, ...], list[Chunk]]:
+    """Run the cell over x.
+
+    Parameters
+    ----------
+    x : (T, B, I)
+    state : columns (H, B), one for each part of the cell's state
+    reverse : from the last step to the first
+    keep : keep what `run_backward` needs
+
+    Returns
+    -------
+    y : (T, B, H)
+    state : the state after the last step that was visited, columns (H, B)
+    chunks : in the order of the visits; empty without `keep`
+    """
+    steps, batch = x.shape[0], x.shape[1]
+    y = ops.buffer((steps, batch, cell.output_size), x)
+    work = cell.workspace(ops, x, batch)
+    chunks: list[Chunk] = []
+    for start, stop in _spans(ops, steps, batch, reverse):
+        chunk = _run_chunk(cell, ops, w, x, start, stop, state, ragged, reverse, work)
+        state = tuple(part[0 if reverse else -1, ...] for part in chunk.after)
+        y = ops.put(y, start, stop, ops.xp.permute_dims(chunk.after[0], (0, 2, 1)))
+        if keep:
+            chunks.append(chunk)
+    if ragged is not None:
+        y = zero_where_invalid(ops, ragged.valid[:, :, None], y)
+    return y, tuple(state), chunks
+
+
+def _run_chunk(
+    cell: Cell,
+    ops: Operations,
+    w: Folded,
+    x: Array,
+    start: int,
+    stop: int,
+    state: Sequence[Array],
+    ragged: Ragged | None,
+    reverse: bool,
+    work: Sequence[Array],
+) -> Chunk:
+    xp = ops.xp
+    steps, batch = stop - start, x.shape[1]
+    x = x[start:stop, ...]
+    pre = ops.split(_input_product(cell, ops, w, x))
+    # Row k holds the state between the steps k - 1 and k.
+    states = [ops.rows(steps + 1, (size, batch), x) for size in cell.state_sizes]
+    extras = [ops.rows(steps, (size, batch), x) for size in cell.extras]
+    before, after = (1, 0) if reverse else (0, 1)
+    first = steps if reverse else 0
+    for rows, part in zip(states, state, strict=True):
+        rows.rows[first] = ops.copy(part, out=rows.rows[first])
+
+    state = [rows.rows[first] for rows in states]
+    for k in range(steps - 1, -1, -1) if reverse else range(steps):
+        gates, new, kept = cell.step(
+            ops,
+            w,
+            pre.rows[k],
+            state,
+            [rows.rows[k + after] for rows in states],
+            [rows.rows[k] for rows in extras],
+            work,
+        )
+        valid = None if ragged is None else ragged.step(start + k)
+        if valid is not None:
+            new = [ops.hold(valid, a, b) for a, b in zip(new, state, strict=True)]
+        pre.rows[k], state = gates, new
+        for rows, value in zip(states, new, strict=True):
+            rows.rows[k + after] = value
+        for rows, value in zip(extras, kept, strict=True):
+            rows.rows[k] = value
+
+    between = [rows.whole() for rows in states]
+    return Chunk(
+        start,
+        stop,
+        x,
+        xp.reshape(pre.whole(), (steps, cell.gates, cell.hidden_size, batch)),
+        [whole[before : steps + before, ...] for whole in between],
+        [whole[after : steps + after, ...] for whole in between],
+        [rows.whole() for rows in extras],
+    )
+
+
+def _input_product(cell: Cell, ops: Operations, w: Folded, x: Array) -> Array:
+    """Return W_ih x + b for all steps of x, as (n, G, H, B)."""
+    xp = ops.xp
+    steps, batch = x.shape[0], x.shape[1]
+    product = w.weight_ih @ xp.reshape(x, (steps * batch, x.shape[2])).T
+    blocks = xp.reshape(product, (cell.gates, cell.hidden_size, steps, batch))
+    blocks = xp.permute_dims(blocks, (2, 0, 1, 3))
+    out = ops.buffer((steps, cell.gates, cell.hidden_size, batch), x)
+    return ops.copy(blocks, out=out) if w.bias is None else ops.add(blocks, w.bias, out=out)
+
+
+def run_backward(
+    cell: Cell,
+    ops: Operations,
+    weights: Weights,
+    chunks: Sequence[Chunk],
+    dy: Array,
+    dstate: Sequence[Array],
+    ragged: Ragged | None,
+    *,
+    reverse: bool,
+) -> tuple[Weights, Array, tuple[Array, ...]]:
+    """Run the cell backward through time.
+
+    Parameters
+    ----------
+    chunks : what `run` kept; overwritten
+    dy : (T, B, H)
+    dstate : columns (H, B); overwritten
+
+    Returns
+    -------
+    dweights : the gradient of every weight, summed over time and batch
+    dx : (T, B, I)
+    dstate : the gradient with respect to the initial state, columns (H, B)
+    """
+    xp = ops.xp
+    steps, batch, size = dy.shape[0], dy.shape[1], chunks[0].x.shape[2]
+    if ragged is not None:
+        dy = zero_where_invalid(ops, ragged.valid[:, :, None], dy)
+    w = cell.transposed(ops, weights)
+    work = cell.workspace_backward(ops, dy, batch)
+    held = [ops.buffer((rows, batch), dy) for rows in cell.state_sizes]
+    dx = ops.buffer((steps, batch, size), dy)
+    total: Weights = {}
+    for chunk in reversed(chunks):
+        made, dstate = _run_chunk_backward(
+            cell, ops, weights, w, chunk, dy, dstate, ragged, reverse, work, held
+        )
+        gradients, dx_rows = cell.gradients(ops, weights, chunk, made)
+        for name, gradient in gradients.items():
+            total[name] = (
+                ops.add(total[name], gradient, out=total[name]) if name in total else gradient
+            )
+        dx_rows = xp.reshape(dx_rows, (chunk.stop - chunk.start, batch, size))
+        dx = ops.put(dx, chunk.start, chunk.stop, dx_rows)
+    return total, dx, tuple(dstate)
+
+
+def _run_chunk_backward(
+    cell: Cell,
+    ops: Operations,
+    weights: Weights,
+    w: Sequence[Array],
+    chunk: Chunk,
+    dy: Array,
+    dstate: Sequence[Array],
+    ragged: Ragged | None,
+    reverse: bool,
+    work: Sequence[Array],
+    held: Sequence[Array],
+) -> tuple[list[Array], Sequence[Array]]:
+    start, stop = chunk.start, chunk.stop
+    steps = stop - start
+    columns = ops.contiguous(ops.xp.permute_dims(dy[start:stop, ...], (0, 2, 1)))
+    dy_rows = ops.unstack(columns)
+    factors = [ops.split(whole) for whole in cell.factors(ops, weights, chunk)]
+    made: Sequence[Array] = ()
+    for k in range(steps) if reverse else range(steps - 1, -1, -1):
+        dh = ops.add(dstate[0], dy_rows[k], out=dstate[0])
+        dstate = (dh, *dstate[1:])
+        valid = None if ragged is None else ragged.step(start + k)
+        if valid is not None:
+            before = [ops.copy(a, out=b) for a, b in zip(dstate, held, strict=True)]
+        made, dstate = cell.step_backward(
+            ops, w, [rows.rows[k] for rows in factors], dstate, work
+        )
+        if valid is not None:
+            dstate = [ops.hold(valid, a, b) for a, b in zip(dstate, before, strict=True)]
+        for rows, value in zip(factors, made, strict=False):
+            rows.rows[k] = value
+    wholes = [rows.whole() for rows in factors[: len(made)]]
+    if ragged is not None and stop > ragged.shortest:
+        valid = ragged.valid[start:stop, :]
+        wholes = [
+            zero_where_invalid(
+                ops, ops.xp.reshape(valid, (steps, *[1] * (whole.ndim - 2), valid.shape[1])), whole
+            )
+            for whole in wholes
+        ]
+    return wholes, dstate
+
+
+def zero_where_invalid(ops: Operations, valid: Array, a: Array) -> Array:
+    """Return a with zeros where `valid` is False, whatever stood there."""
+    zero = ops.xp.zeros((), dtype=a.dtype, device=device_of(a))
+    return ops.xp.where(valid, a, zero)
+
+
+def _spans(
+    ops: Operations, steps: int, batch: int, reverse: bool
+) -> Iterator[tuple[int, int]]:
+    """Yield the first and the past-the-last step of each chunk, in the order of the visits."""
+    size = max(1, ops.rows_a_chunk // batch) if ops.rows_a_chunk else steps
+    starts = range(0, steps, size)
+    for start in reversed(starts) if reverse else starts:
+        yield start, min(start + size, steps)
