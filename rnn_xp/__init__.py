@@ -1,6 +1,33 @@
-"""Recurrent networks on whichever array library holds the data."""
+"""Recurrent networks on whichever array library holds the data.
 
-from rnn_xp.layers import GRU, LSTM, RNN
+>>> import numpy as np
+>>> from rnn_xp import LSTM
+>>> lstm = LSTM(input_size=3, hidden_size=5)
+>>> params = lstm.init(seed=0)
+>>> y, (h, c) = lstm(params, np.zeros((10, 1, 3), dtype="float32"))
+>>> y.shape, h.shape
+((10, 1, 5), (1, 1, 5))
+"""
 
-__all__ = ["GRU", "LSTM", "RNN"]
+from rnn_xp import backend, init, losses, optim
+from rnn_xp.checkpoint import load, save
+from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear
+from rnn_xp.models import Chain, character_model
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Chain",
+    "Dropout",
+    "Embedding",
+    "Linear",
+    "backend",
+    "character_model",
+    "init",
+    "load",
+    "losses",
+    "optim",
+    "save",
+]
 __version__ = "0.1.0"

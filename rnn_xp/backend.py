@@ -57,7 +57,7 @@ class Status(NamedTuple):
 def array_namespace(**arrays: Array) -> Namespace:
     """Return the one namespace of all `arrays`, given by the names to use in an error.
 
-    `None` and Python scalars are ignored.
+    `None` is ignored.
 
     Raises
     ------
@@ -74,8 +74,8 @@ def array_namespace(**arrays: Array) -> Namespace:
             found, first = xp, name
         elif xp is not found:
             raise TypeError(
-                f"{name} is a {_kind(array)} but {first} is a {_kind(arrays[first])}: all arrays of "
-                "one call must come from the same library (nothing is copied silently)"
+                f"{name} is a {_kind(array)} but {first} is a {_kind(arrays[first])}: all arrays "
+                "of one call must come from the same library (nothing is copied silently)"
             )
     if found is None:
         raise TypeError("expected at least one array, got none")
@@ -361,11 +361,12 @@ class Backend:
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """Copy any library's array to the host as a NumPy array."""
+    """Copy any library's array to the host as a NumPy array; torch's bfloat16 becomes float32."""
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "detach"):  # torch
-        return np.asarray(array.detach().cpu().numpy())
+        host = array.detach().cpu()
+        return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())
     if type(array).__module__.startswith("array_api_strict"):
         strict = importlib.import_module("array_api_strict")
         return np.array(strict.asarray(array, device=strict.Device("CPU_DEVICE")))
@@ -395,9 +396,7 @@ def _import(module: str, package: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise BackendError(f"{package} is installed but broken: {_line(error)}") from error
-        raise BackendError(
-            f"{package} is not installed: pip install 'rnn-xp[{extra}]'"
-        ) from error
+        raise BackendError(f"{package} is not installed: pip install 'rnn-xp[{extra}]'") from error
     except Exception as error:
         raise BackendError(f"{package} is installed but does not import: {_line(error)}") from error
 
@@ -447,7 +446,9 @@ def _cupy(device: str | None) -> Backend:
     cupy = _import("cupy", "CuPy", "cupy")
     kind, _, index = (device or "cuda:0").partition(":")
     if kind not in ("cuda", "gpu") or not (index or "0").isdigit():
-        raise BackendError(f"CuPy has no device {device!r}: expected 'cuda' or 'cuda:0', 'cuda:1', …")
+        raise BackendError(
+            f"CuPy has no device {device!r}: expected 'cuda' or 'cuda:0', 'cuda:1', …"
+        )
     problem = _cupy_problem(cupy, int(index or 0))
     if problem:
         raise BackendError(problem)

@@ -44,10 +44,11 @@ def orthogonal(rng: Generator, shape: Shape) -> HostArray:
     rows, columns = shape
     q, r = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
     q = q * np.sign(np.diagonal(r))  # makes the distribution uniform over all such matrices
-    return q if rows >= columns else q.T
+    matrix: HostArray = q if rows >= columns else q.T
+    return matrix
 
 
-def _torch_uniform(rng: Generator, name: str, shape: Shape, hidden_size: int) -> HostArray:
+def _torch_uniform(rng: Generator, _: str, shape: Shape, hidden_size: int) -> HostArray:
     return uniform(rng, shape, hidden_size**-0.5)
 
 

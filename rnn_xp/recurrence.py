@@ -218,9 +218,7 @@ def _run_chunk_backward(
         valid = None if ragged is None else ragged.step(start + k)
         if valid is not None:
             before = [ops.copy(a, out=b) for a, b in zip(dstate, held, strict=True)]
-        made, dstate = cell.step_backward(
-            ops, w, [rows.rows[k] for rows in factors], dstate, work
-        )
+        made, dstate = cell.step_backward(ops, w, [rows.rows[k] for rows in factors], dstate, work)
         if valid is not None:
             dstate = [ops.hold(valid, a, b) for a, b in zip(dstate, before, strict=True)]
         for rows, value in zip(factors, made, strict=False):
@@ -243,9 +241,7 @@ def zero_where_invalid(ops: Operations, valid: Array, a: Array) -> Array:
     return ops.xp.where(valid, a, zero)
 
 
-def _spans(
-    ops: Operations, steps: int, batch: int, reverse: bool
-) -> Iterator[tuple[int, int]]:
+def _spans(ops: Operations, steps: int, batch: int, reverse: bool) -> Iterator[tuple[int, int]]:
     """Yield the first and the past-the-last step of each chunk, in the order of the visits."""
     size = max(1, ops.rows_a_chunk // batch) if ops.rows_a_chunk else steps
     starts = range(0, steps, size)

@@ -158,7 +158,9 @@ class Cell(ABC):
         return gradients, da.T @ weights["weight_ih"]
 
 
-def dense_gradients(xp: Namespace, da: Array, operand: Array, kind: str, weights: Weights) -> Weights:
+def dense_gradients(
+    xp: Namespace, da: Array, operand: Array, kind: str, weights: Weights
+) -> Weights:
     """Return the gradients of W and b in a = W u + b, from da (R, N) and the rows of u (N, K).
 
     `kind` is `ih` or `hh`, the end of their names.

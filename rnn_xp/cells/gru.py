@@ -110,7 +110,9 @@ class GRU(Cell):
         xp, hidden = ops.xp, self.hidden_size
         da = columns(xp, made[0])
         da_nrz, da_hh = da[: 3 * hidden, :], da[hidden:, :]
-        gradients = dense_gradients(xp, da_nrz, rows(xp, chunk.x, channels_last=True), "ih", weights)
+        gradients = dense_gradients(
+            xp, da_nrz, rows(xp, chunk.x, channels_last=True), "ih", weights
+        )
         gradients = {
             name: xp.concat((gradient[hidden:, ...], gradient[:hidden, ...]), axis=0)
             for name, gradient in gradients.items()

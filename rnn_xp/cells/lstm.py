@@ -1,4 +1,4 @@
-"""The LSTM cell (Hochreiter & Schmidhuber, Neural Computation 9, 1997; forget gate: Gers et al., 2000).
+"""The LSTM cell (Hochreiter & Schmidhuber, 1997; its forget gate: Gers et al., 2000).
 
     i = σ(W_ii x + b_ii + W_hi h + b_hi)        input gate
     f = σ(W_if x + b_if + W_hf h + b_hf)        forget gate

@@ -79,9 +79,7 @@ class Projected(Cell):
         dh, *others = dstate
         dh_kept = ops.copy(dh, out=dh_kept)
         dm = ops.matmul(w[0], dh, out=work[0])
-        (da,), dstate = self.inner.step_backward(
-            ops, w[1:], (da, *rest), (dm, *others), work[1:]
-        )
+        (da,), dstate = self.inner.step_backward(ops, w[1:], (da, *rest), (dm, *others), work[1:])
         return (da, dh_kept), dstate
 
     def gradients(

@@ -55,8 +55,14 @@ def check_params(layer: HasShapes, params: Any) -> Namespace:
     if params.keys() != shapes.keys():
         missing = [name for name in shapes if name not in params]
         extra = [name for name in params if name not in shapes]
-        found = [f"{' and '.join(w)} {what}" for w, what in ((missing, "missing"), (extra, "not expected")) if w]
+        found = [
+            f"{' and '.join(w)} {what}"
+            for w, what in ((missing, "missing"), (extra, "not expected"))
+            if w
+        ]
         raise ValueError(f"params do not fit {layer}: {'; '.join(found)}")
+    for name, array in params.items():
+        check_is_given(name, array)
     xp = array_namespace(**params)
     like = next(iter(params.values()))
     if not is_floating(like):
@@ -64,6 +70,12 @@ def check_params(layer: HasShapes, params: Any) -> Namespace:
     for name, shape in shapes.items():
         check_array(name, params[name], shape, like)
     return xp
+
+
+def check_is_given(name: str, array: Array) -> None:
+    """Raise if `array` is None."""
+    if array is None:
+        raise TypeError(f"{name} must be an array, got None")
 
 
 def check_array(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
@@ -88,6 +100,7 @@ def check_same_kind(name: str, array: Array, like: Array) -> None:
 
 def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
     """Raise unless `array` is of the library of `like`, and passes `check_array`."""
+    check_is_given(name, array)
     array_namespace(params=like, **{name: array})
     check_array(name, array, shape, like)
 

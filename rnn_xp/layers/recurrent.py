@@ -31,6 +31,7 @@ from rnn_xp.layers.checks import (
     check_count,
     check_flag,
     check_given,
+    check_is_given,
     check_params,
     check_rate,
     check_same_kind,
@@ -46,7 +47,7 @@ State = Any
 
 @dataclass(frozen=True)
 class Prepared:
-    """Parameters of one layer, folded for inference: made by `prepare`, passed instead of params."""
+    """Parameters of one layer, folded for inference; passed instead of params."""
 
     layer: Recurrent
     like: Array
@@ -165,8 +166,7 @@ class Recurrent:
         above all: `layer(prepared, x, state)`. Later changes of `params` have no effect on it.
         """
         xp = check_params(self, params)
-        runs = tuple(self.cell.fold(xp, w) for w in self._weights(params))
-        return Prepared(self, next(iter(params.values())), runs)
+        return self._fold(xp, {name: xp.asarray(a, copy=True) for name, a in params.items()})
 
     def __call__(
         self,
@@ -198,7 +198,10 @@ class Recurrent:
         ValueError
             If a shape, a length or a parameter's name is wrong.
         """
-        prepared = params if isinstance(params, Prepared) else self.prepare(params)
+        if isinstance(params, Prepared):
+            prepared = params
+        else:
+            prepared = self._fold(check_params(self, params), params)
         if prepared.layer is not self and prepared.layer != self:
             raise ValueError(f"params were prepared by {prepared.layer}, not by {self}")
         y, state, _ = self._run(prepared, x, state, lengths, None, keep=False)
@@ -231,7 +234,8 @@ class Recurrent:
         cache
             Belongs to one `backward`. It refers to x: do not change x before.
         """
-        return self._run(self.prepare(params), x, state, lengths, dropout_seed, keep=True)
+        prepared = self._fold(check_params(self, params), params)
+        return self._run(prepared, x, state, lengths, dropout_seed, keep=True)
 
     def backward(
         self, params: Params, cache: Cache, dy: Array, dstate: State = None
@@ -264,7 +268,7 @@ class Recurrent:
         if not cache.batched:
             dy = dy[:, None, :]
         batch = dy.shape[1]
-        parts = self._state_in(xp, "dstate", dstate, batch, cache.batched, cache.like)
+        parts = self._state_in("dstate", dstate, batch, cache.batched, cache.like)
         columns = self._columns(ops, parts, cache.like, batch)
 
         gradients: list[dict[str, Array]] = [{} for _ in self._suffixes]
@@ -300,6 +304,10 @@ class Recurrent:
 
     # Inside
 
+    def _fold(self, xp: Namespace, params: Params) -> Prepared:
+        runs = tuple(self.cell.fold(xp, w) for w in self._weights(params))
+        return Prepared(self, next(iter(params.values())), runs)
+
     def _weights(self, params: Params) -> list[dict[str, Array]]:
         return [{name: params[full] for name, full in names.items()} for names in self._names]
 
@@ -313,6 +321,7 @@ class Recurrent:
         *,
         keep: bool,
     ) -> tuple[Array, State, Cache]:
+        check_is_given("x", x)
         xp = array_namespace(params=prepared.like, x=x)
         ops = operations(xp)
         self._check_input(x, prepared.like)
@@ -324,7 +333,7 @@ class Recurrent:
         ragged = self._ragged(xp, lengths, steps, batch, batched, x)
         if ragged is not None:
             x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
-        parts = self._state_in(xp, "state", state, batch, batched, x)
+        parts = self._state_in("state", state, batch, batched, x)
         columns = self._columns(ops, parts, x, batch)
 
         cache = Cache(self, batched, shape, prepared.like, ragged)
@@ -367,7 +376,9 @@ class Recurrent:
                 f"has input_size={self.input_size}"
             )
         if 0 in x.shape:
-            raise ValueError(f"x must have at least one step and one sequence, got {tuple(x.shape)}")
+            raise ValueError(
+                f"x must have at least one step and one sequence, got {tuple(x.shape)}"
+            )
 
     def _ragged(
         self,
@@ -398,7 +409,7 @@ class Recurrent:
         return Ragged(valid, shortest)
 
     def _state_in(
-        self, xp: Namespace, name: str, state: State, batch: int, batched: bool, like: Array
+        self, name: str, state: State, batch: int, batched: bool, like: Array
     ) -> list[Array | None]:
         """Return each part of a state as (L*D, B, size), None for zeros."""
         cell = self.cell
@@ -422,7 +433,9 @@ class Recurrent:
             parts.append(part if batched else part[:, None, :])
         return parts
 
-    def _columns(self, ops: Operations, parts: Sequence[Array | None], like: Array, batch: int) -> list[tuple[Array, ...]]:
+    def _columns(
+        self, ops: Operations, parts: Sequence[Array | None], like: Array, batch: int
+    ) -> list[tuple[Array, ...]]:
         """Return the state of each run as fresh columns, (size, B) for each part."""
         xp = ops.xp
         columns = []

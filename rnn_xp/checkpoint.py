@@ -1,0 +1,194 @@
+"""Saving and loading: one safetensors file, replaced as a whole or not at all.
+
+    tensors   <parameter>                       the parameters, under PyTorch's names
+              training.<...>                    optional: what training needs to go on
+    metadata  format, model, vocabulary, training   JSON, as strings
+
+A reader that knows nothing of this package finds the parameters by their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnn_xp.backend import Array, dtype_name, select, to_numpy
+from rnn_xp.models import Chain
+
+FORMAT = "rnn_xp 1"
+_TRAINING = "training."
+
+
+class CheckpointError(ValueError):
+    """A file is no usable checkpoint: one line with the file and the reason."""
+
+
+class Checkpoint(NamedTuple):
+    """What `load` returns."""
+
+    model: Chain
+    params: dict[str, Array]
+    vocabulary: str | None
+    """The characters, in the order of their numbers."""
+    training: dict[str, Any]
+    """The plain values given to `save`."""
+    tensors: dict[str, Array]
+    """The arrays given to `save` beside the parameters."""
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: Chain,
+    params: Mapping[str, Array],
+    *,
+    vocabulary: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Array] | None = None,
+) -> None:
+    """Write a model to one safetensors file.
+
+    The file is written under another name in the same folder, flushed to the disk and renamed: a
+    reader, or a crash, finds the old file or the new one, never a part.
+
+    Parameters
+    ----------
+    path : path-like
+    model : Chain
+    params : dict of arrays
+    vocabulary : str, optional
+        The characters, in the order of their numbers.
+    training, tensors : dicts, optional
+        Plain values and arrays with which training goes on.
+
+    Raises
+    ------
+    ValueError
+        If the parameters do not fit the model.
+    OSError
+        If the file cannot be written; an old file is left as it was.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    arrays = {name: _host(value) for name, value in params.items()}
+    problem = _misfit(model, arrays)
+    if problem:
+        raise ValueError(f"params do not fit the model: {problem}")
+    arrays |= {_TRAINING + name: _host(value) for name, value in (tensors or {}).items()}
+    metadata = {"format": FORMAT, "model": json.dumps(model.describe())}
+    if vocabulary is not None:
+        metadata["vocabulary"] = json.dumps(vocabulary)
+    if training is not None:
+        metadata["training"] = json.dumps(dict(training))
+    replace_file(Path(path), to_bytes(arrays, metadata))
+
+
+def _host(value: Array) -> np.ndarray[Any, Any]:
+    # safetensors writes the memory as it lies, so a transposed view must become contiguous.
+    return np.ascontiguousarray(to_numpy(value))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path` as a whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "numpy",
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Checkpoint:
+    """Read what `save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+    backend, device : str
+        Where the arrays shall lie; as in `backend.select`.
+    dtype : str, optional
+        Cast the parameters; without it they stay as they were saved.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is truncated, no safetensors file, of another program or format version, or
+        its tensors do not fit its model.
+    OSError
+        If the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # OSError with the system's own reason
+        pass
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    try:
+        with safe_open(os.fspath(path), framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is truncated ({reason})"
+        ) from error
+    found = metadata.get("format")
+    if found != FORMAT:
+        what = f"the format {found!r}" if found else "no rnn_xp model description"
+        raise CheckpointError(f"{path} has {what}: expected the format {FORMAT!r}")
+    try:
+        model = Chain.build(json.loads(metadata["model"]))
+        vocabulary = json.loads(metadata.get("vocabulary", "null"))
+        training = json.loads(metadata.get("training", "{}"))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a damaged model description ({error})") from error
+    params = {name: a for name, a in arrays.items() if not name.startswith(_TRAINING)}
+    problem = _misfit(model, params)
+    if problem:
+        raise CheckpointError(f"{path} does not fit its own model description: {problem}")
+    chosen = select(backend, device)
+    return Checkpoint(
+        model,
+        {name: chosen.asarray(params[name], dtype) for name in model.shapes},
+        vocabulary,
+        training,
+        {
+            name.removeprefix(_TRAINING): chosen.asarray(value)
+            for name, value in arrays.items()
+            if name.startswith(_TRAINING)
+        },
+    )
+
+
+def _misfit(model: Chain, params: Mapping[str, np.ndarray[Any, Any]]) -> str | None:
+    """Say in a few words how the parameters differ from what the model has; None if they fit."""
+    for name, shape in model.shapes.items():
+        if name not in params:
+            return f"the tensor {name} is missing"
+        if params[name].shape != shape:
+            return f"{name} has shape {params[name].shape}, expected {shape}"
+        if dtype_name(params[name].dtype) not in ("float16", "float32", "float64"):
+            return f"{name} has dtype {params[name].dtype}, expected a floating-point one"
+    for name in params:
+        if name not in model.shapes:
+            return f"the tensor {name} is not expected"
+    return None

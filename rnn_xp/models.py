@@ -1,0 +1,231 @@
+"""Models: compositions of layers, with the interface of a layer.
+
+A `Chain` runs its layers one after the other. Its parameters are the layers', named
+`<layer>.<parameter>` as in PyTorch; its state is a dict with the state of each recurrent layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from rnn_xp.backend import Array
+from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Prepared, Recurrent
+from rnn_xp.layers.checks import use_once
+from rnn_xp.random import Seed, spawn
+
+Params = dict[str, Array]
+State = dict[str, Any]
+Layer = Recurrent | Linear | Embedding | Dropout
+
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (RNN, LSTM, GRU, Linear, Embedding, Dropout)
+}
+
+
+@dataclass
+class Cache:
+    """What `forward` keeps for one `backward`."""
+
+    layer: Chain
+    caches: list[Any]
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedChain:
+    """Parameters of a chain, folded for inference."""
+
+    layers: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers that run one after the other.
+
+    Parameters
+    ----------
+    layers : ((name, layer), ...)
+    """
+
+    layers: tuple[tuple[str, Layer], ...]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter."""
+        return {
+            f"{name}.{parameter}": shape
+            for name, layer in self.layers
+            for parameter, shape in layer.shapes.items()
+        }
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the layers as plain values; `Chain.build` makes the same chain of them."""
+        return [
+            {"name": name, "type": type(layer).__name__, **asdict(layer)}
+            for name, layer in self.layers
+        ]
+
+    @classmethod
+    def build(cls, description: Sequence[Mapping[str, Any]]) -> Chain:
+        """Make a chain from what `describe` returned.
+
+        Raises
+        ------
+        ValueError
+            If a layer is of an unknown type, or has unknown or wrong arguments.
+        """
+        layers = []
+        for entry in description:
+            arguments = {k: v for k, v in entry.items() if k not in ("name", "type")}
+            if entry.get("type") not in LAYERS:
+                raise ValueError(f"unknown layer type {entry.get('type')!r}")
+            try:
+                layers.append((str(entry["name"]), LAYERS[entry["type"]](**arguments)))
+            except (TypeError, KeyError) as error:
+                raise ValueError(f"wrong arguments for {entry['type']}: {error}") from error
+        return cls(tuple(layers))
+
+    def init(
+        self,
+        seed: Seed,
+        *,
+        backend: str = "numpy",
+        device: str | None = None,
+        dtype: str = "float32",
+    ) -> Params:
+        """Draw the parameters of every layer, each from a stream of its own."""
+        return {
+            f"{name}.{parameter}": value
+            for k, (name, layer) in enumerate(self.layers)
+            for parameter, value in layer.init(
+                spawn(seed, k), backend=backend, device=device, dtype=dtype
+            ).items()
+        }
+
+    def prepare(self, params: Params) -> PreparedChain:
+        """Fold the parameters for inference: `chain(prepared, x, state)`."""
+        parts = self._parts(params)
+        return PreparedChain(
+            {
+                name: layer.prepare(parts[name]) if isinstance(layer, Recurrent) else parts[name]
+                for name, layer in self.layers
+            }
+        )
+
+    def __call__(
+        self, params: Params | PreparedChain, x: Array, state: State | None = None
+    ) -> tuple[Array, State]:
+        """Run the layers; keeps nothing for a backward pass.
+
+        Parameters
+        ----------
+        params : dict of arrays, or what `prepare` returned
+        x : what the first layer takes
+        state : the state of each recurrent layer by its name; None is zeros
+
+        Returns
+        -------
+        y, state
+        """
+        parts = params.layers if isinstance(params, PreparedChain) else self._parts(params)
+        states: State = {}
+        for name, layer in self.layers:
+            if isinstance(layer, Recurrent):
+                given: Params | Prepared = parts[name]
+                x, states[name] = layer(given, x, None if state is None else state[name])
+            else:
+                x = layer(parts[name], x)
+        return x, states
+
+    def forward(
+        self,
+        params: Params,
+        x: Array,
+        state: State | None = None,
+        *,
+        dropout_seed: Seed | None = None,
+    ) -> tuple[Array, State, Cache]:
+        """Run the layers for training; see `Recurrent.forward`."""
+        parts = self._parts(params)
+        states: State = {}
+        caches: list[Any] = []
+        for k, (name, layer) in enumerate(self.layers):
+            seed = None if dropout_seed is None else spawn(dropout_seed, k)
+            cache: Any
+            if isinstance(layer, Recurrent):
+                before = None if state is None else state[name]
+                x, states[name], cache = layer.forward(parts[name], x, before, dropout_seed=seed)
+            elif isinstance(layer, Dropout):
+                x, cache = layer.forward({}, x, dropout_seed=seed)
+            else:
+                x, cache = layer.forward(parts[name], x)
+            caches.append(cache)
+        return x, states, Cache(self, caches)
+
+    def backward(
+        self, params: Params, cache: Cache, dy: Array, dstate: State | None = None
+    ) -> tuple[Params, Array, State]:
+        """Return dparams, dx and the gradient with respect to the initial state."""
+        use_once(self, cache)
+        parts = self._parts(params)
+        gradients: dict[str, Params] = {}
+        states: State = {}
+        for (name, layer), kept in zip(reversed(self.layers), reversed(cache.caches), strict=True):
+            if isinstance(layer, Recurrent):
+                after = None if dstate is None else dstate.get(name)
+                gradients[name], dy, states[name] = layer.backward(parts[name], kept, dy, after)
+            else:
+                gradients[name], dy = layer.backward(parts[name], kept, dy)
+        dparams = {
+            f"{name}.{parameter}": gradients[name][parameter]
+            for name, layer in self.layers
+            for parameter in layer.shapes
+        }
+        return dparams, dy, states
+
+    def _parts(self, params: Params) -> dict[str, Params]:
+        parts: dict[str, Params] = {name: {} for name, _ in self.layers}
+        for full, value in params.items():
+            name, _, parameter = full.partition(".")
+            if name not in parts:
+                raise ValueError(f"params has {full}, but there is no layer called {name!r}")
+            parts[name][parameter] = value
+        return parts
+
+
+CELLS = ("rnn", "lstm", "gru")
+
+
+def character_model(
+    vocabulary_size: int,
+    *,
+    cell: str = "gru",
+    embedding_size: int = 64,
+    hidden_size: int = 256,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+) -> Chain:
+    """Return embedding → recurrent layers → linear: from integers (T, B) to logits (T, B, V).
+
+    Dropout stands between the recurrent levels and before the linear layer.
+
+    Raises
+    ------
+    ValueError
+        If `cell` is not one of rnn, lstm, gru, or a size is out of range.
+    """
+    if cell not in CELLS:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+    kind = {"rnn": RNN, "lstm": LSTM, "gru": GRU}[cell]
+    recurrent = kind(embedding_size, hidden_size, num_layers, dropout=dropout)
+    layers: list[tuple[str, Layer]] = [
+        ("embedding", Embedding(vocabulary_size, embedding_size)),
+        ("recurrent", recurrent),
+        ("linear", Linear(recurrent.output_size, vocabulary_size)),
+    ]
+    if dropout:
+        layers.insert(2, ("dropout", Dropout(dropout)))
+    return Chain(tuple(layers))

@@ -1,0 +1,302 @@
+"""Optimizers, clipping and schedules: pure functions of parameters, gradients and state.
+
+An optimizer's state is a dict: `step`, the number of updates so far, and dicts of arrays under
+the parameters' names. A learning rate is a number, or a schedule: a function from the step,
+0 for the first update, to the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rnn_xp.backend import Array, Namespace, array_namespace
+
+Params = dict[str, Array]
+State = dict[str, Any]
+Schedule = Callable[[int], float]
+Rate = float | Schedule
+
+
+def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Params, Array]:
+    """Scale all gradients so that their norm together is at most `max_norm`.
+
+    The factor is min(1, max_norm / (norm + 1e-6)), as in PyTorch. A norm that is not finite makes
+    the gradients NaN or 0, as there: look at the norm.
+
+    Parameters
+    ----------
+    grads : dict of arrays
+    max_norm : float, > 0
+
+    Returns
+    -------
+    grads : dict of arrays
+    norm : (), before scaling
+
+    Raises
+    ------
+    ValueError
+        If `max_norm` is not above 0.
+    """
+    if not max_norm > 0.0:
+        raise ValueError(f"max_norm must be > 0, got {max_norm}")
+    xp = array_namespace(**grads)
+    # The norm of the norms: no square of a large gradient leaves the range of its dtype.
+    largest = [xp.max(xp.abs(g)) for g in grads.values()]
+    top = xp.max(xp.stack(largest))
+    safe = xp.where(top > 0, top, xp.ones_like(top))
+    squares = [xp.sum((g / safe) * (g / safe)) for g in grads.values()]
+    norm = safe * xp.sqrt(xp.sum(xp.stack(squares)))
+    factor = xp.minimum(max_norm / (norm + 1e-6), xp.ones_like(norm))
+    return {name: g * factor for name, g in grads.items()}, norm
+
+
+# --------------------------------------------------------------------------------------------
+# Schedules
+
+
+@dataclass(frozen=True)
+class constant:
+    """The same rate at every step."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        _at_least("rate", self.rate, 0.0)
+
+    def __call__(self, step: int) -> float:
+        """Return the rate of a step."""
+        return self.rate
+
+
+@dataclass(frozen=True)
+class warmup_cosine:
+    """Linear from 0 to `peak` in `warmup` steps, then half a cosine to `floor` at step `steps`.
+
+    Loshchilov & Hutter, "SGDR", ICLR 2017, without restarts.
+    """
+
+    peak: float
+    steps: int
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _at_least("peak", self.peak, 0.0)
+        _at_least("floor", self.floor, 0.0)
+        _at_least("steps", self.steps, 1)
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup must lie in 0..{self.steps - 1} (steps), got {self.warmup}")
+
+    def __call__(self, step: int) -> float:
+        """Return the rate of a step."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        part = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
+        return self.floor + (self.peak - self.floor) * 0.5 * (1.0 + math.cos(math.pi * part))
+
+
+@dataclass(frozen=True)
+class step_decay:
+    """`rate`, multiplied by `factor` after every `every` steps."""
+
+    rate: float
+    every: int
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least("rate", self.rate, 0.0)
+        _at_least("every", self.every, 1)
+        _at_least("factor", self.factor, 0.0)
+
+    def __call__(self, step: int) -> float:
+        """Return the rate of a step."""
+        return self.rate * self.factor ** (step // self.every)
+
+
+# --------------------------------------------------------------------------------------------
+# Optimizers
+
+
+@dataclass(frozen=True)
+class _Optimizer:
+    """What the optimizers share."""
+
+    learning_rate: Rate
+
+    def __post_init__(self) -> None:
+        if not callable(self.learning_rate):
+            _at_least("learning_rate", self.learning_rate, 0.0)
+
+    def _slots(self) -> tuple[str, ...]:
+        """The names of the dicts of arrays in the state."""
+        raise NotImplementedError
+
+    def _update(
+        self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
+    ) -> tuple[Array, list[Array]]:
+        """Return one parameter and its slots after update number `step`, 1 for the first."""
+        raise NotImplementedError
+
+    def init(self, params: Mapping[str, Array]) -> State:
+        """Return the state before the first update."""
+        xp = array_namespace(**params)
+        state: State = {"step": 0}
+        for slot in self._slots():
+            state[slot] = {name: xp.zeros_like(value) for name, value in params.items()}
+        return state
+
+    def update(
+        self, grads: Mapping[str, Array], state: State, params: Mapping[str, Array]
+    ) -> tuple[Params, State]:
+        """Return the parameters and the state after one update; changes no argument.
+
+        Raises
+        ------
+        TypeError
+            If the arrays are not all of one library.
+        ValueError
+            If `grads` and `params` differ in their names or shapes.
+        """
+        if grads.keys() != params.keys():
+            differ = ", ".join(sorted(grads.keys() ^ params.keys()))
+            raise ValueError(f"grads and params must have the same names, but differ in {differ}")
+        for name, value in params.items():
+            if grads[name].shape != value.shape:
+                raise ValueError(
+                    f"the gradient of {name} must have shape {tuple(value.shape)}, "
+                    f"got {tuple(grads[name].shape)}"
+                )
+        xp = array_namespace(**params)
+        array_namespace(params=next(iter(params.values())), grads=next(iter(grads.values())))
+        number = state["step"]
+        given = self.learning_rate
+        rate = float(given(number)) if callable(given) else given
+        new: Params = {}
+        names = self._slots()
+        new_state: State = {"step": number + 1, **{slot: {} for slot in names}}
+        for name, value in params.items():
+            slots = [state[slot][name] for slot in names]
+            new[name], slots = self._update(xp, rate, number + 1, grads[name], slots, value)
+            for slot, array in zip(names, slots, strict=True):
+                new_state[slot][name] = array
+        return new, new_state
+
+
+@dataclass(frozen=True)
+class SGD(_Optimizer):
+    """Gradient descent, with momentum and Nesterov's form of it as in PyTorch.
+
+    v = momentum v + g;  p = p - rate v, or with Nesterov p - rate (g + momentum v)
+    """
+
+    learning_rate: Rate
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _below_one("momentum", self.momentum)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+
+    def _slots(self) -> tuple[str, ...]:
+        return ("momentum",) if self.momentum else ()
+
+    def _update(
+        self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
+    ) -> tuple[Array, list[Array]]:
+        if not self.momentum:
+            return param - rate * grad, []
+        v = self.momentum * slots[0] + grad
+        return param - rate * (grad + self.momentum * v if self.nesterov else v), [v]
+
+
+@dataclass(frozen=True)
+class Adam(_Optimizer):
+    """Adam (Kingma & Ba, ICLR 2015), as in PyTorch.
+
+    m = β1 m + (1 - β1) g;  v = β2 v + (1 - β2) g²
+    p = p - rate m / (1 - β1^t) / (√(v / (1 - β2^t)) + eps)
+    """
+
+    learning_rate: Rate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, beta in zip(("betas[0]", "betas[1]"), self.betas, strict=True):
+            _below_one(name, beta)
+        _at_least("eps", self.eps, 0.0)
+
+    def _slots(self) -> tuple[str, ...]:
+        return ("m", "v")
+
+    def _update(
+        self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
+    ) -> tuple[Array, list[Array]]:
+        beta1, beta2 = self.betas
+        m = beta1 * slots[0] + (1.0 - beta1) * grad
+        v = beta2 * slots[1] + (1.0 - beta2) * (grad * grad)
+        root = xp.sqrt(v) * (1.0 / math.sqrt(1.0 - beta2**step)) + self.eps
+        return param - (rate / (1.0 - beta1**step)) * (m / root), [m, v]
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), as in PyTorch.
+
+    p = p - rate weight_decay p, then as Adam
+    """
+
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("weight_decay", self.weight_decay, 0.0)
+
+    def _update(
+        self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
+    ) -> tuple[Array, list[Array]]:
+        decayed = param * (1.0 - rate * self.weight_decay)
+        return super()._update(xp, rate, step, grad, slots, decayed)
+
+
+@dataclass(frozen=True)
+class RMSprop(_Optimizer):
+    """RMSprop (Tieleman & Hinton, 2012), as in PyTorch.
+
+    v = α v + (1 - α) g²;  p = p - rate g / (√v + eps)
+    """
+
+    learning_rate: Rate = 0.01
+    alpha: float = 0.99
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _below_one("alpha", self.alpha)
+        _at_least("eps", self.eps, 0.0)
+
+    def _slots(self) -> tuple[str, ...]:
+        return ("v",)
+
+    def _update(
+        self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
+    ) -> tuple[Array, list[Array]]:
+        v = self.alpha * slots[0] + (1.0 - self.alpha) * (grad * grad)
+        return param - rate * (grad / (xp.sqrt(v) + self.eps)), [v]
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least or value == math.inf:
+        raise ValueError(f"{name} must be a number >= {least}, got {value}")
+
+
+def _below_one(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must lie in 0 <= {name} < 1, got {value}")

@@ -1,0 +1,67 @@
+"""Writing text with a character model, one character at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rnn_xp.backend import Array, Backend, to_numpy
+from rnn_xp.models import Chain
+from rnn_xp.random import Seed, generator
+from rnn_xp.text import Codes, Vocabulary
+
+
+def sample(
+    model: Chain,
+    params: dict[str, Array],
+    vocabulary: Vocabulary,
+    backend: Backend,
+    prompt: Codes,
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: Seed = 0,
+) -> Iterator[str]:
+    """Yield `length` characters, each drawn from the model's prediction after all before it.
+
+    Parameters
+    ----------
+    model, params, vocabulary, backend
+        As from a checkpoint.
+    prompt : integers (N,), N >= 1
+        What the model reads first.
+    length : int
+        Number of characters.
+    temperature : float
+        Divides the logits: below 1 bolder, above 1 freer; 0 takes the most likely character.
+    top_k : int, optional
+        Draw among the k most likely characters only.
+    seed : int
+    """
+    prepared = model.prepare(params)
+    rng = generator(seed)
+    codes, state = prompt, None
+    for _ in range(length):
+        logits, state = model(prepared, backend.asarray(codes[:, None]), state)
+        last = to_numpy(logits[-1, 0, :]).astype(np.float64)
+        code = _draw(last, temperature, top_k, rng)
+        yield vocabulary.characters[code]
+        codes = np.asarray([code], dtype=np.int64)
+
+
+def _draw(
+    logits: np.ndarray[tuple[int], np.dtype[np.float64]],
+    temperature: float,
+    top_k: int | None,
+    rng: np.random.Generator,
+) -> int:
+    if temperature == 0.0:
+        return int(logits.argmax())
+    if top_k is not None and top_k < logits.size:
+        least = np.partition(logits, -top_k)[-top_k]
+        logits = np.where(logits < least, -np.inf, logits)
+    scaled = (logits - logits.max()) / temperature
+    weights = np.exp(scaled)
+    return int(rng.choice(logits.size, p=weights / weights.sum()))

@@ -1,0 +1,351 @@
+"""Training a character model: truncated backpropagation through time over contiguous text.
+
+The text is cut into B streams that run side by side. Each step reads the next T characters of
+every stream, goes backward through these T steps, and hands the state on to the next step; at the
+start of a pass the state is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from rnn_xp import losses, optim
+from rnn_xp.backend import Array, Backend, array_namespace, device_of
+from rnn_xp.models import Chain, Params, State
+from rnn_xp.random import spawn
+from rnn_xp.text import Codes, TextError
+
+_INIT, _DROPOUT = 0, 1  # the streams of random numbers under the seed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a text model is trained; the defaults are those of `rnn-xp train text`."""
+
+    passes: float = 8.0
+    """How often the training text is read."""
+    max_steps: int | None = None
+    """Stop after so many steps, if that comes first; the schedule is that of `passes`."""
+    batch_size: int = 32
+    """B, the number of streams."""
+    time_steps: int = 64
+    """T, the steps of truncated backpropagation."""
+    learning_rate: float = 0.004
+    final_rate: float = 0.05
+    """Where the cosine schedule ends, as a part of `learning_rate`."""
+    warmup_steps: int = 0
+    clip: float = 1.0
+    """The largest global norm of the gradient."""
+    weight_decay: float = 0.0
+    """Above 0: AdamW with this decay instead of Adam."""
+    patience: int = 5
+    """Stop after so many evaluations without a better validation loss."""
+    eval_every: int | None = None
+    """Steps between evaluations; None: once a pass."""
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """Where training stands: all that `--resume` needs, and nothing else."""
+
+    step: int
+    params: Params
+    optimizer: dict[str, Any]
+    state: State | None
+    best_loss: float
+    best_step: int
+    best_params: Params
+    waited: int
+    """Evaluations since the best one."""
+    train_loss: float
+    """Running mean over about the last hundred steps."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One evaluation."""
+
+    step: int
+    steps: int
+    train_loss: float
+    validation_loss: float
+    best: bool
+    learning_rate: float
+    gradient_norm: float
+    characters_per_second: float
+
+
+class Trainer:
+    """Trains one model on one text.
+
+    Parameters
+    ----------
+    model : Chain
+    backend : Backend
+    dtype : str
+    train, validation : integers (N,)
+        The codes of the characters. `validation` follows `train` in the text.
+    settings : Settings
+
+    Raises
+    ------
+    TextError
+        If a text is too short for one batch.
+    """
+
+    def __init__(
+        self,
+        model: Chain,
+        backend: Backend,
+        dtype: str,
+        train: Codes,
+        validation: Codes,
+        settings: Settings,
+    ) -> None:
+        batch, time_steps = settings.batch_size, settings.time_steps
+        needed = batch * time_steps + 1
+        if len(train) < needed:
+            raise TextError(
+                f"not enough text: {len(train)} characters to train on, but one batch of {batch} "
+                f"streams times {time_steps} steps needs {needed}: give more text, or lower "
+                "--batch-size or --time-steps"
+            )
+        if len(validation) < 2:
+            raise TextError("not enough text: no two characters are left to validate on")
+        self.model = model
+        self.backend = backend
+        self.dtype = dtype
+        self.settings = settings
+        length = (len(train) - 1) // batch
+        self._inputs = np.ascontiguousarray(train[: batch * length].reshape(batch, length).T)
+        self._targets = np.ascontiguousarray(train[1 : batch * length + 1].reshape(batch, length).T)
+        self._context, self._validation = train, validation
+        self.steps_a_pass = math.ceil(length / time_steps)
+        self.steps = max(1, round(settings.passes * self.steps_a_pass))
+        self.last_step = min(self.steps, settings.max_steps or self.steps)
+        warmup = min(settings.warmup_steps, self.steps - 1)
+        peak = settings.learning_rate
+        self._rate = optim.warmup_cosine(peak, self.steps, warmup, peak * settings.final_rate)
+        self._optimizer: optim.Adam | optim.AdamW = (
+            optim.AdamW(self._rate, weight_decay=settings.weight_decay)
+            if settings.weight_decay
+            else optim.Adam(self._rate)
+        )
+
+    def start(self) -> Progress:
+        """Return the beginning: drawn parameters."""
+        seed = spawn(self.settings.seed, _INIT)
+        params = self.model.init(
+            seed, backend=self.backend.name, device=_device_name(self.backend), dtype=self.dtype
+        )
+        optimizer = self._optimizer.init(params)
+        return Progress(0, params, optimizer, None, math.inf, 0, params, 0, 0.0)
+
+    def run(
+        self,
+        progress: Progress,
+        *,
+        on_step: Callable[[Progress], None] = lambda _: None,
+        on_report: Callable[[Report, Progress], None] = lambda *_: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> str:
+        """Train until the last step, the end of patience, or until `stop` returns True.
+
+        `progress` is brought forward; at every call of `on_step` and on return it is whole, so
+        that training can go on from it bit for bit.
+
+        Returns
+        -------
+        str
+            `finished`, `early stop` or `stopped`.
+        """
+        settings = self.settings
+        every = settings.eval_every or self.steps_a_pass
+        since, counted = perf_counter(), 0
+        while progress.step < self.last_step:
+            if stop():
+                return "stopped"
+            norm = self._step(progress)
+            counted += settings.batch_size * settings.time_steps
+            on_step(progress)
+            if progress.step % every and progress.step != self.last_step:
+                continue
+            speed = counted / (perf_counter() - since)
+            on_report(self._evaluate(progress, norm, speed), progress)
+            since, counted = perf_counter(), 0
+            if progress.waited >= settings.patience:
+                return "early stop"
+        return "finished"
+
+    def _step(self, progress: Progress) -> float:
+        settings, step = self.settings, progress.step
+        within = step % self.steps_a_pass
+        rows = slice(within * settings.time_steps, (within + 1) * settings.time_steps)
+        x = self.backend.asarray(self._inputs[rows])
+        targets = self.backend.asarray(self._targets[rows])
+        state = progress.state if within else None
+        seed = spawn(settings.seed, _DROPOUT, step)
+        logits, state, cache = self.model.forward(progress.params, x, state, dropout_seed=seed)
+        mean, dlogits = losses.softmax_cross_entropy(logits, targets)
+        gradients, _, _ = self.model.backward(progress.params, cache, dlogits)
+        gradients, norm = optim.clip_by_global_norm(gradients, settings.clip)
+        progress.params, progress.optimizer = self._optimizer.update(
+            gradients, progress.optimizer, progress.params
+        )
+        progress.state = state
+        loss = float(mean)
+        progress.train_loss += max(0.01, 1.0 / (step + 1)) * (loss - progress.train_loss)
+        progress.step = step + 1
+        return float(norm)
+
+    def _evaluate(self, progress: Progress, norm: float, speed: float) -> Report:
+        loss = evaluate(
+            self.model, progress.params, self.backend, self._validation, context=self._context
+        )
+        best = loss < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_step = loss, progress.step
+            progress.best_params, progress.waited = progress.params, 0
+        else:
+            progress.waited += 1
+        rate = self._rate(progress.step - 1)
+        return Report(
+            progress.step, self.last_step, progress.train_loss, loss, best, rate, norm, speed
+        )
+
+
+def _device_name(backend: Backend) -> str | None:
+    return None if backend.name in ("numpy", "cupy") else str(backend.device)
+
+
+def evaluate(
+    model: Chain,
+    params: Params,
+    backend: Backend,
+    codes: Codes,
+    *,
+    context: Codes | None = None,
+    streams: int = 64,
+    warm: int = 256,
+    time_steps: int = 128,
+) -> float:
+    """Return the mean cross-entropy of a text in nats a character.
+
+    The text is read in `streams` parts side by side. So that no part begins without knowing what
+    stands before it, the model first reads the `warm` characters before each part, which do not
+    count; before the first part these are the last ones of `context`.
+
+    Parameters
+    ----------
+    codes : integers (N,), N >= 2
+        Every character after the first is predicted; with `context`, the first too.
+    """
+    before = codes[:0] if context is None else context[-warm:]
+    text = np.concatenate((before, codes))
+    first = max(1, len(before))  # the first character that is predicted
+    count = len(text) - first
+    streams = max(1, min(streams, count // (2 * warm)))
+    length = -(-count // streams)
+    prepared = model.prepare(params)
+    # Part k predicts the characters after the positions starts[k] to ends[k] - 1.
+    starts = first - 1 + length * np.arange(streams)
+    ends = np.minimum(starts + length, len(text) - 1)
+    total, state = 0.0, None
+    offsets = [*range(-warm, 0, time_steps), *range(0, length, time_steps)]
+    for offset, stop in zip(offsets, [*offsets[1:], length], strict=True):
+        at = starts[None, :] + np.arange(offset, stop)[:, None]
+        x = text[np.clip(at, 0, len(text) - 1)]
+        if offset == 0 and starts[0] < warm - 1:
+            state = _forget_first(state)  # there was too little before the first part
+        logits, state = model(prepared, backend.asarray(x), state)
+        counted = (at < ends[None, :]) & (offset >= 0)
+        if counted.any():
+            targets = backend.asarray(text[np.clip(at + 1, 0, len(text) - 1)])
+            loss, _ = losses.softmax_cross_entropy(logits, targets, mask=backend.asarray(counted))
+            total += float(loss) * int(counted.sum())
+    return total / count
+
+
+def _forget_first(state: State | None) -> State:
+    """Return a state whose first sequence starts anew, with zeros."""
+
+    def zeroed(part: Array) -> Array:
+        xp, device = array_namespace(state=part), device_of(part)
+        first = xp.arange(part.shape[1], device=device)[None, :, None] == 0
+        return xp.where(first, xp.zeros((), dtype=part.dtype, device=device), part)
+
+    return {
+        name: tuple(map(zeroed, value)) if isinstance(value, tuple) else zeroed(value)
+        for name, value in (state or {}).items()
+    }
+
+
+# Progress as plain values and named arrays, for a checkpoint
+
+
+def flatten(progress: Progress, settings: Settings) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return progress as values for JSON and named arrays; `restore` makes the same of them."""
+    values: dict[str, Any] = {
+        "settings": asdict(settings),
+        "step": progress.step,
+        "best_loss": progress.best_loss,
+        "best_step": progress.best_step,
+        "waited": progress.waited,
+        "train_loss": progress.train_loss,
+        "optimizer": {k: v for k, v in progress.optimizer.items() if not isinstance(v, dict)},
+    }
+    arrays = {f"params.{name}": value for name, value in progress.params.items()}
+    for group, entries in progress.optimizer.items():
+        if isinstance(entries, dict):
+            arrays |= {f"optimizer.{group}.{name}": value for name, value in entries.items()}
+    for name, value in (progress.state or {}).items():
+        parts = value if isinstance(value, tuple) else (value,)
+        arrays |= {f"state.{k}.{name}": part for k, part in enumerate(parts)}
+    return values, arrays
+
+
+def restore(values: dict[str, Any], arrays: dict[str, Array], best_params: Params) -> Progress:
+    """Return the progress that `flatten` took apart.
+
+    Raises
+    ------
+    KeyError
+        If something is missing.
+    """
+    params = {
+        name.removeprefix("params."): value
+        for name, value in arrays.items()
+        if name.startswith("params.")
+    }
+    optimizer: dict[str, Any] = dict(values["optimizer"])
+    parts: dict[str, dict[int, Array]] = {}
+    for full, value in arrays.items():
+        kind, _, rest = full.partition(".")
+        group, _, name = rest.partition(".")
+        if kind == "optimizer":
+            optimizer.setdefault(group, {})[name] = value
+        elif kind == "state":
+            parts.setdefault(name, {})[int(group)] = value
+    state: State = {
+        name: found[0] if len(found) == 1 else tuple(found[k] for k in sorted(found))
+        for name, found in parts.items()
+    }
+    ordered = {name: params[name] for name in best_params}
+    return Progress(
+        values["step"],
+        ordered,
+        optimizer,
+        state or None,
+        values["best_loss"],
+        values["best_step"],
+        best_params,
+        values["waited"],
+        values["train_loss"],
+    )

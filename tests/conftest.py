@@ -1,0 +1,22 @@
+"""What the tests share: the libraries they run on, and loops cut into small chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from targets import TARGETS, Target, make_target
+
+from rnn_xp.backend import operations
+
+
+@pytest.fixture(scope="session", params=list(TARGETS))
+def target(request: pytest.FixtureRequest) -> Target:
+    """Each library and device in turn; one that is missing is a visible skip."""
+    return make_target(request.param)
+
+
+@pytest.fixture(params=[1, 7], ids="{} rows a chunk".format)
+def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Cut NumPy's time loop into chunks of one step, then of seven rows, whatever fits in them."""
+    monkeypatch.setattr(operations(np), "rows_a_chunk", request.param)
+    return int(request.param)

@@ -1,0 +1,136 @@
+"""One safetensors file: complete or not there, and readable by others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from rnn_xp import character_model, load, save
+from rnn_xp.checkpoint import CheckpointError, replace_file
+from rnn_xp.models import Chain
+
+MODEL = character_model(5, cell="lstm", embedding_size=3, hidden_size=4, num_layers=2, dropout=0.1)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    params = MODEL.init(3)
+    path = tmp_path / "m.safetensors"
+    save(path, MODEL, params, vocabulary="abcde", training={"step": 7}, tensors={"m.x": np.ones(2)})
+    found = load(path)
+    assert found.model == MODEL
+    assert found.vocabulary == "abcde"
+    assert found.training == {"step": 7}
+    assert list(found.tensors) == ["m.x"]
+    assert list(found.params) == list(params)
+    for name, value in params.items():
+        assert found.params[name].dtype == value.dtype
+        assert np.array_equal(found.params[name], value)
+    assert load(path, dtype="float64").params["linear.weight"].dtype == np.float64
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_names_are_pytorch_s_and_the_description_is_json(tmp_path: Path) -> None:
+    save(tmp_path / "m", MODEL, MODEL.init(0))
+    assert {"recurrent.weight_ih_l0", "recurrent.bias_hh_l1", "embedding.weight"} <= load_file(
+        tmp_path / "m"
+    ).keys()
+    with safe_open(tmp_path / "m", framework="np") as file:
+        described = json.loads(file.metadata()["model"])
+    assert described[1]["type"] == "LSTM"
+    assert Chain.build(described) == MODEL
+
+
+def test_a_transposed_array_is_written_as_it_reads(tmp_path: Path) -> None:
+    params = MODEL.init(0)
+    params["linear.weight"] = np.arange(20.0, dtype="float32").reshape(4, 5).T
+    save(tmp_path / "m", MODEL, params)
+    assert np.array_equal(load(tmp_path / "m").params["linear.weight"], params["linear.weight"])
+
+
+def _damage(tmp_path: Path, change: Any, metadata: dict[str, str] | None = None) -> Path:
+    path = tmp_path / "m"
+    save(path, MODEL, MODEL.init(0))
+    with safe_open(path, framework="np") as file:
+        found = dict(file.metadata())
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, found | (metadata or {}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "metadata", "message"),
+    [
+        (lambda t: t.pop("linear.bias"), {}, "linear.bias is missing"),
+        (lambda t: t.update(more=np.ones(1)), {}, "more is not expected"),
+        (
+            lambda t: t.update({"linear.bias": np.ones(4, dtype="float32")}),
+            {},
+            r"linear.bias has shape \(4,\), expected \(5,\)",
+        ),
+        (
+            lambda t: t.update({"linear.bias": np.ones(5, dtype="int32")}),
+            {},
+            "linear.bias has dtype int32",
+        ),
+        (lambda t: None, {"format": "rnn_xp 99"}, "'rnn_xp 99': expected the format 'rnn_xp 1'"),
+        (lambda t: None, {"model": "{"}, "damaged model description"),
+        (
+            lambda t: None,
+            {"model": '[{"name": "x", "type": "Magic"}]'},
+            "unknown layer type 'Magic'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, change: Any, metadata: dict[str, str], message: str
+) -> None:
+    path = _damage(tmp_path, change, metadata)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+def test_a_file_of_another_program(tmp_path: Path) -> None:
+    save_file({"a": np.ones(2)}, tmp_path / "m")
+    with pytest.raises(CheckpointError, match="no rnn_xp model description"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("part", [0, 5, 0.5, 0.999])
+def test_truncated(tmp_path: Path, part: float) -> None:
+    path = tmp_path / "m"
+    save(path, MODEL, MODEL.init(0))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data)) if isinstance(part, float) else part])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load(path)
+
+
+def test_wrong_params_are_not_written(tmp_path: Path) -> None:
+    params = MODEL.init(0)
+    del params["linear.bias"]
+    with pytest.raises(ValueError, match=r"linear.bias is missing"):
+        save(tmp_path / "m", MODEL, params)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"old")
+
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", broken)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
