@@ -24,7 +24,7 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Array]:
     """Mean of -log softmax(logits)[target] over the elements that count.
 
-    With p = softmax(a), the gradient of -log p_k is p - e_k. As `torch.nn.functional.cross_entropy`.
+    With p = softmax(a), the gradient of -log p_k is p - e_k: PyTorch's `cross_entropy`.
 
     Parameters
     ----------

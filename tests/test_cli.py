@@ -16,7 +16,7 @@ import pytest
 
 from rnn_xp.checkpoint import load
 
-SMALL = "--hidden-size 16 --embedding-size 8 --batch-size 4 --time-steps 16 --backend numpy".split()
+SMALL = "--hidden-size 16 --embedding-size 8 --batch-size 4 --time-steps 16 --backend numpy".split()  # noqa: SIM905
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 60
 
 
