@@ -258,12 +258,13 @@ def evaluate(
     starts = first - 1 + length * np.arange(streams)
     ends = np.minimum(starts + length, len(text) - 1)
     total, state = 0.0, None
-    offsets = [*range(-warm, 0, time_steps), *range(0, length, time_steps)]
+    begin = -int(starts[0])  # where the first part has the first character of all
+    offsets = sorted({begin, *range(-warm, 0, time_steps), *range(0, length, time_steps)})
     for offset, stop in zip(offsets, [*offsets[1:], length], strict=True):
         at = starts[None, :] + np.arange(offset, stop)[:, None]
         x = text[np.clip(at, 0, len(text) - 1)]
-        if offset == 0 and starts[0] < warm - 1:
-            state = _forget_first(state)  # there was too little before the first part
+        if offset == begin:
+            state = _forget_first(state)
         logits, state = model(prepared, backend.asarray(x), state)
         counted = (at < ends[None, :]) & (offset >= 0)
         if counted.any():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_demo_prints_the_article_s_lines_and_the_error_falls(tmp_path: Path) -> 
         for k, line in enumerate(lines)
     ]  # type: ignore[index]
     assert len(errors) == 100
-    assert all(b < a for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b < a for a, b in pairwise(errors))
 
 
 def test_demo_shows_where_the_script_s_parameters_are(tmp_path: Path) -> None:
