@@ -52,7 +52,9 @@ def product(weight: Matrix, row: int, v: Vector) -> float:
     return total
 
 
-def product_back(weight: Matrix, row: int, v: Vector, d: float, dweight: Matrix, dv: Vector) -> None:
+def product_back(
+    weight: Matrix, row: int, v: Vector, d: float, dweight: Matrix, dv: Vector
+) -> None:
     """Undo `product`: d is the gradient of its result; add to those of weight and v."""
     for k, value in enumerate(v):
         dweight[row][k] += d * value

@@ -38,6 +38,9 @@ STACKED = OPTIONS["stacked_bidirectional"]
 NUMPY = Target("numpy", "numpy", None, np, "cpu")
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
+# Where a new combination of shapes and dtypes costs much compilation: cells that have every kind
+# of line between them.
+few_cells = pytest.mark.parametrize("cell", ["rnn_relu", "lstm_peephole_projected", "gru"])
 
 
 @cache
@@ -74,7 +77,7 @@ def test_chunks_change_nothing(
 
 @each_cell
 def test_smallest_sizes(target: Target, cell: str) -> None:
-    problem = make_problem(cell, steps=1, batch=1, **STACKED)
+    problem = make_problem(cell, steps=1, batch=1, bidirectional=True)
     assert_close(run_both(problem, target), problem.reference())
 
 
@@ -106,18 +109,24 @@ class Strided(Target):
         return self.xp.permute_dims(view, tuple(reversed(range(view.ndim))))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("float16", 3e-2)])
 @each_cell
-def test_stays_in_its_dtype(target: Target, cell: str, dtype: str, tolerance: float) -> None:
-    if target.backend == "strict" and dtype == "float16":
+def test_float32_stays_float32(target: Target, cell: str) -> None:
+    problem = make_problem(cell, lengths=LENGTHS, bidirectional=True)
+    actual = run_both(problem, target, "float32")
+    assert_close(actual, expected(cell, "bidirectional", LENGTHS), 2e-5)
+
+
+@few_cells
+def test_float16_stays_float16(target: Target, cell: str) -> None:
+    if target.backend == "strict":
         pytest.skip("array-api-strict has no float16")
-    problem = make_problem(cell, lengths=LENGTHS, **STACKED)
-    actual = run_both(problem, target, dtype)
-    assert_close(actual, expected(cell, "stacked_bidirectional", LENGTHS), tolerance)
+    problem = make_problem(cell, lengths=LENGTHS)
+    actual = run_both(problem, target, "float16")
+    assert_close(actual, expected(cell, "one_level", LENGTHS), 2e-2)
 
 
 @pytest.mark.parametrize("name", ["torch", "jax"])
-@each_cell
+@few_cells
 def test_bfloat16(name: str, cell: str) -> None:
     target = make_target(name)
     problem = make_problem(cell, lengths=LENGTHS)
@@ -154,10 +163,9 @@ def call(problem: Problem, target: Target) -> tuple[HostArray, tuple[HostArray, 
     return target.to_numpy(y), tuple(target.to_numpy(part) for part in as_parts(state))
 
 
-@pytest.mark.parametrize("options", ["one_level", "stacked_bidirectional"])
 @each_cell
-def test_no_batch(target: Target, cell: str, options: str) -> None:
-    batched = make_problem(cell, batch=1, **OPTIONS[options])
+def test_no_batch(target: Target, cell: str) -> None:
+    batched = make_problem(cell, batch=1, bidirectional=True)
     problem = replace(
         batched,
         x=batched.x[:, 0],
@@ -270,9 +278,7 @@ def test_full_lengths_are_no_lengths(target: Target, cell: str) -> None:
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e300], ids=str)
 @each_cell
-def test_what_stands_past_the_length_is_not_seen(
-    target: Target, cell: str, garbage: float
-) -> None:
+def test_what_stands_past_the_length_is_not_seen(target: Target, cell: str, garbage: float) -> None:
     clean = make_problem(cell, lengths=LENGTHS, **STACKED)
     past = np.arange(STEPS)[:, None] >= np.array(LENGTHS)[None, :]
     dirty = replace(clean, x=clean.x.copy(), dy=clean.dy.copy())
@@ -288,7 +294,8 @@ def test_what_stands_past_the_length_is_not_seen(
 
 @each_cell
 def test_ragged_batch_is_each_sequence_alone(target: Target, cell: str) -> None:
-    problem = make_problem(cell, lengths=LENGTHS, **STACKED)
+    options = OPTIONS["bidirectional"] if target.backend == "jax" else STACKED
+    problem = make_problem(cell, lengths=LENGTHS, **options)
     result = run_both(problem, target)
     total = {name: np.zeros_like(value) for name, value in problem.params.items()}
     for b, n in enumerate(LENGTHS):
@@ -329,10 +336,9 @@ def test_batch_larger_than_one_chunk(small_chunks: int, cell: str) -> None:
 # Runs that follow each other
 
 
-@pytest.mark.parametrize("options", ["one_level", "stacked", "no_bias"])
 @each_cell
-def test_carried_state(target: Target, cell: str, options: str) -> None:
-    problem = make_problem(cell, **OPTIONS[options])
+def test_carried_state(target: Target, cell: str) -> None:
+    problem = make_problem(cell, num_layers=2)
     layer, params = problem.layer, target.tree(problem.params)
     first, second = target.asarray(problem.x[:2]), target.asarray(problem.x[2:])
     state = as_state(target.tree(problem.state))

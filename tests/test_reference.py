@@ -38,9 +38,7 @@ def given(problem: Problem, name: str) -> HostArray:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_undoes_forward(cell: str) -> None:
-    problem = make_problem(
-        cell, lengths=(3, 2), steps=3, batch=2, num_layers=2, bidirectional=True
-    )
+    problem = make_problem(cell, lengths=(3, 2), steps=3, batch=2, num_layers=2, bidirectional=True)
     rng = np.random.default_rng(1)
     for name, gradient in named(problem.reference()):
         if name == "y" or name.startswith("state"):
