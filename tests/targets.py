@@ -63,7 +63,8 @@ class Target:
     def check(self, array: Any, shape: tuple[int, ...], dtype: str, name: str = "") -> HostArray:
         """Assert library, device, dtype and shape; return the values."""
         if self.backend == "numpy":
-            assert type(array) is np.ndarray, name
+            scalar = shape == () and isinstance(array, np.generic)
+            assert scalar or type(array) is np.ndarray, name
         else:
             assert array_namespace(array) is self.xp, name
             assert device_of(array) == self.device, name

@@ -102,12 +102,12 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
         load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("part", [0, 5, 0.5, 0.999])
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
 def test_truncated(tmp_path: Path, part: float) -> None:
     path = tmp_path / "m"
     save(path, MODEL, MODEL.init(0))
     data = path.read_bytes()
-    path.write_bytes(data[: int(part * len(data)) if isinstance(part, float) else part])
+    path.write_bytes(data[: int(part * len(data))])
     with pytest.raises(CheckpointError, match="truncated"):
         load(path)
 

@@ -62,10 +62,11 @@ def test_demo_prints_the_article_s_lines_and_the_error_falls(tmp_path: Path) -> 
     code, out, err = run(tmp_path, "demo", "--backend", "numpy")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    errors = [
-        float(re.fullmatch(rf"Iteration {k}, Error: (\S+)", line)[1])
-        for k, line in enumerate(lines)
-    ]  # type: ignore[index]
+    errors = []
+    for k, line in enumerate(lines):
+        found = re.fullmatch(rf"Iteration {k}, Error: (\S+)", line)
+        assert found is not None, line
+        errors.append(float(found[1]))
     assert len(errors) == 100
     assert all(b < a for a, b in pairwise(errors))
 

@@ -17,9 +17,7 @@ from check_layer import (
     OPTIONS,
     PROJECTED,
     STEPS,
-    HostArray,
     Problem,
-    Result,
     as_parts,
     as_state,
     assert_close,
@@ -30,6 +28,7 @@ from check_layer import (
     run_both,
     without_state,
 )
+from reference import HostArray, Result
 from targets import Target, make_target
 
 from rnn_xp.layers import GRU, LSTM, RNN
@@ -617,8 +616,8 @@ def test_orthogonal_scheme(cell: str) -> None:
 @pytest.mark.parametrize("scheme", ["uniform", "glorot"])
 def test_forget_bias(target: Target, scheme: str) -> None:
     layer = LSTM(2, 3, 2, bidirectional=True)
-    where = {"backend": target.backend, "device": target.device_name}
-    params = layer.init(0, **where, dtype="float32", scheme=scheme, forget_bias=1.5)
+    library, device = target.backend, target.device_name
+    params = layer.init(0, backend=library, device=device, scheme=scheme, forget_bias=1.5)
     plain = layer.init(0, dtype="float32", scheme=scheme)
     for name, value in params.items():
         want = plain[name].copy()

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from check_layer import CELLS, HostArray, Problem, make_problem, named
+from check_layer import (
+    CELLS,
+    Problem,
+    make_problem,
+    named,
+)
+from reference import HostArray
 
 EPSILON = 1e-6
 

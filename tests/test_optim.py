@@ -1,0 +1,157 @@
+"""Optimizers against PyTorch's, on every library; clipping and schedules."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from targets import HostArray, Target, need
+
+from rnn_xp import optim
+
+OPTIMIZERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "sgd": (optim.SGD(0.1), "SGD", {"lr": 0.1}),
+    "momentum": (optim.SGD(0.1, 0.9), "SGD", {"lr": 0.1, "momentum": 0.9}),
+    "nesterov": (
+        optim.SGD(0.1, 0.9, nesterov=True),
+        "SGD",
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    ),
+    "adam": (optim.Adam(), "Adam", {}),
+    "adam_betas": (
+        optim.Adam(0.02, betas=(0.5, 0.9), eps=1e-4),
+        "Adam",
+        {"lr": 0.02, "betas": (0.5, 0.9), "eps": 1e-4},
+    ),
+    "adamw": (optim.AdamW(0.01, weight_decay=0.1), "AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+    "rmsprop": (optim.RMSprop(), "RMSprop", {}),
+}
+
+
+def numbers(seed: int) -> dict[str, HostArray]:
+    rng = np.random.default_rng(seed)
+    return {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_as_pytorch(name: str) -> None:
+    need("torch")
+    import torch
+
+    opt, peer_name, options = OPTIMIZERS[name]
+    params = numbers(0)
+    tensors = {key: torch.tensor(value, requires_grad=True) for key, value in params.items()}
+    peer = getattr(torch.optim, peer_name)(tensors.values(), **options)
+    state = opt.init(params)
+    for step in range(20):
+        grads = numbers(step + 1)
+        for key, tensor in tensors.items():
+            tensor.grad = torch.tensor(grads[key])
+        peer.step()
+        params, state = opt.update(grads, state, params)
+    for key, tensor in tensors.items():
+        np.testing.assert_allclose(params[key], tensor.detach().numpy(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_same_on_every_library(target: Target, name: str, dtype: str) -> None:
+    opt = OPTIMIZERS[name][0]
+    params, given = numbers(0), target.tree(numbers(0), dtype)
+    state, given_state = opt.init(params), opt.init(given)
+    copies = {key: target.to_numpy(value).copy() for key, value in given.items()}
+    first = given
+    for step in range(3):
+        grads = numbers(step + 1)
+        params, state = opt.update(grads, state, params)
+        given, given_state = opt.update(target.tree(grads, dtype), given_state, given)
+    assert given_state["step"] == 3
+    for key, value in params.items():
+        found = target.check(given[key], value.shape, dtype)
+        np.testing.assert_allclose(found, value, rtol=0, atol=1e-5 if dtype == "float32" else 1e-14)
+        assert np.array_equal(target.to_numpy(first[key]), copies[key])
+
+
+def test_a_schedule_is_asked_for_each_step() -> None:
+    asked: list[int] = []
+
+    def schedule(step: int) -> float:
+        asked.append(step)
+        return 0.5 if step else 0.0
+
+    params, grads = {"a": np.ones(2)}, {"a": np.ones(2)}
+    opt = optim.SGD(schedule)
+    params, state = opt.update(grads, opt.init(params), params)
+    assert params["a"].tolist() == [1.0, 1.0]
+    params, _ = opt.update(grads, state, params)
+    assert params["a"].tolist() == [0.5, 0.5]
+    assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 3.0, 1e6])
+def test_clipping(target: Target, max_norm: float) -> None:
+    grads = numbers(3)
+    clipped, norm = optim.clip_by_global_norm(target.tree(grads), max_norm)
+    expected = math.sqrt(sum(float((g * g).sum()) for g in grads.values()))
+    assert float(target.check(norm, (), "float64")) == pytest.approx(expected, rel=1e-14)
+    factor = min(1.0, max_norm / (expected + 1e-6))
+    for name, value in grads.items():
+        found = target.check(clipped[name], value.shape, "float64")
+        np.testing.assert_allclose(found, value * factor, rtol=1e-13)
+
+
+def test_clipping_large_and_zero_gradients() -> None:
+    grads = {"a": np.full(4, 1e30, dtype="float32")}
+    clipped, norm = optim.clip_by_global_norm(grads, 1.0)
+    assert float(norm) == pytest.approx(2e30)
+    np.testing.assert_allclose(clipped["a"], 0.5, rtol=1e-6)
+    clipped, norm = optim.clip_by_global_norm({"a": np.zeros(3)}, 1.0)
+    assert float(norm) == 0.0
+    assert not clipped["a"].any()
+
+
+def test_schedules() -> None:
+    assert optim.constant(0.3)(7) == 0.3
+    cosine = optim.warmup_cosine(1.0, 110, warmup=10, floor=0.1)
+    assert [cosine(k) for k in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert cosine(10) == 1.0
+    assert cosine(60) == pytest.approx(0.55)
+    assert cosine(110) == cosine(500) == pytest.approx(0.1)
+    step = optim.step_decay(1.0, 10, 0.5)
+    assert [step(k) for k in (0, 9, 10, 25)] == [1.0, 1.0, 0.5, 0.25]
+    assert pickle.loads(pickle.dumps(cosine)) == cosine
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.SGD(-1.0), "learning_rate must be a number >= 0.0, got -1.0"),
+        (lambda: optim.SGD(math.nan), "learning_rate must be a number"),
+        (lambda: optim.SGD(0.1, 1.0), "momentum must lie in 0 <= momentum < 1, got 1.0"),
+        (lambda: optim.SGD(0.1, nesterov=True), "nesterov needs a momentum"),
+        (lambda: optim.Adam(betas=(0.9, 1.0)), r"betas\[1\] must lie in"),
+        (lambda: optim.Adam(eps=-1.0), "eps must be"),
+        (lambda: optim.AdamW(weight_decay=-1.0), "weight_decay must be"),
+        (lambda: optim.RMSprop(alpha=2.0), "alpha must lie in"),
+        (lambda: optim.warmup_cosine(1.0, 0), "steps must be a number >= 1, got 0"),
+        (lambda: optim.warmup_cosine(1.0, 5, 5), r"warmup must lie in 0\.\.4"),
+        (lambda: optim.step_decay(1.0, 0), "every must be"),
+        (lambda: optim.clip_by_global_norm({"a": np.ones(1)}, 0.0), "max_norm must be > 0, got 0"),
+    ],
+)
+def test_wrong_numbers(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_wrong_gradients() -> None:
+    params, opt = numbers(0), optim.Adam()
+    state = opt.init(params)
+    with pytest.raises(ValueError, match="differ in b"):
+        opt.update({"a": params["a"]}, state, params)
+    with pytest.raises(ValueError, match=r"gradient of a must have shape \(3, 4\), got \(5,\)"):
+        opt.update({"a": params["b"], "b": params["b"]}, state, params)
