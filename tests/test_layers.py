@@ -37,9 +37,8 @@ STACKED = OPTIONS["stacked_bidirectional"]
 NUMPY = Target("numpy", "numpy", None, np, "cpu")
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
-# Where a new combination of shapes and dtypes costs much compilation: cells that have every kind
-# of line between them.
-few_cells = pytest.mark.parametrize("cell", ["rnn_relu", "lstm_peephole_projected", "gru"])
+# Where JAX would compile everything again: two cells that have every kind of line between them.
+few_cells = pytest.mark.parametrize("cell", ["lstm_peephole_projected", "gru"])
 
 
 @cache
@@ -557,8 +556,6 @@ def test_one_seed_draws_the_same_numbers_everywhere(
     assert list(drawn) == list(layer.shapes)
     for name, value in drawn.items():
         assert_same(target.check(value, layer.shapes[name], dtype, name), on_numpy[name], name)
-    y, _ = layer(drawn, target.asarray(np.ones((2, 1, INPUT)), dtype))
-    target.check(y, (2, 1, layer.output_size), dtype)
 
 
 def test_init_draws_float32_on_numpy_by_default() -> None:
