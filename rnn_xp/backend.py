@@ -300,11 +300,14 @@ class Backend:
         The namespace of its array functions (array API standard).
     device : object
         The device, as the library spells it.
+    device_name : str
+        The device, as `select` takes it.
     """
 
     name: str
     xp: Namespace
     device: Any
+    device_name: str
 
     def dtype(self, name: str) -> Any:
         """Return the library's dtype called `name`.
@@ -327,7 +330,8 @@ class Backend:
     def asarray(self, array: Any, dtype: str | None = None) -> Array:
         """Copy or move `array` (NumPy, nested lists, or this library's own) to the device.
 
-        `dtype` is a name such as `float32`; without it the dtype stays as it is.
+        `dtype` is a name such as `float32`; without it the dtype stays as it is (in JAX with 64-bit
+        numbers switched off, int64 becomes int32 where the numbers fit).
         """
         if type(array) in (int, float, bool) or isinstance(array, list | tuple | np.generic):
             array = np.asarray(array)
@@ -336,6 +340,8 @@ class Backend:
             if dtype is not None and dtype_name(given) != dtype:
                 return self.xp.asarray(array, dtype=self.dtype(dtype), device=self.device)
             return self.xp.asarray(array, device=self.device)
+        if self.name == "jax" and dtype is None and array.dtype == np.int64:
+            array = _jax_integers(array)
         target = self.dtype(dtype or array.dtype.name)
         if self.name == "cupy":
             with self.device:
@@ -384,6 +390,15 @@ def like_of(array: np.ndarray[Any, Any], like: Array) -> Array:
     return xp.asarray(array, dtype=like.dtype, device=device_of(like))
 
 
+def _jax_integers(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return integers as int32 where JAX has 64-bit numbers switched off, if they fit."""
+    if _jax_has_float64():
+        return array
+    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise ValueError("dtype int64 is switched off in JAX, and the integers do not fit int32")
+    return array.astype(np.int32)
+
+
 def _jax_has_float64() -> bool:
     return bool(importlib.import_module("jax").config.jax_enable_x64)
 
@@ -407,7 +422,7 @@ def _line(error: BaseException) -> str:
 def _numpy(device: str | None) -> Backend:
     if device not in (None, "cpu"):
         raise BackendError(f"NumPy has no device {device!r}: its only device is 'cpu'")
-    return Backend("numpy", np, "cpu")
+    return Backend("numpy", np, "cpu", "cpu")
 
 
 def _torch(device: str | None) -> Backend:
@@ -418,7 +433,7 @@ def _torch(device: str | None) -> Backend:
         torch.zeros(1, device=chosen)
     except Exception as error:
         raise BackendError(f"PyTorch cannot use the device {device!r}: {_line(error)}") from error
-    return Backend("torch", xp, chosen)
+    return Backend("torch", xp, chosen, str(chosen))
 
 
 def _jax(device: str | None) -> Backend:
@@ -428,17 +443,18 @@ def _jax(device: str | None) -> Backend:
         chosen = jax.devices(kind or None)[int(index or 0)]
     except (RuntimeError, IndexError, ValueError) as error:
         raise BackendError(f"JAX cannot use the device {device!r}: {_line(error)}") from error
-    return Backend("jax", importlib.import_module("jax.numpy"), chosen)
+    name = f"{chosen.platform}:{chosen.id}"
+    return Backend("jax", importlib.import_module("jax.numpy"), chosen, name)
 
 
 def _strict(device: str | None) -> Backend:
     strict = _import("array_api_strict", "array-api-strict", "strict")
-    name = "CPU_DEVICE" if device in (None, "cpu") else device
+    name = "CPU_DEVICE" if device is None or device == "cpu" else device
     try:
         chosen = strict.Device(name)
     except Exception as error:
         raise BackendError(f"array-api-strict has no device {device!r}: {_line(error)}") from error
-    return Backend("strict", strict, chosen)
+    return Backend("strict", strict, chosen, name)
 
 
 def _cupy(device: str | None) -> Backend:
@@ -452,7 +468,8 @@ def _cupy(device: str | None) -> Backend:
     if problem:
         raise BackendError(problem)
     xp = _import("array_api_compat.cupy", "array-api-compat", "cupy")
-    return Backend("cupy", xp, cupy.cuda.Device(int(index or 0)))
+    number = int(index or 0)
+    return Backend("cupy", xp, cupy.cuda.Device(number), f"cuda:{number}")
 
 
 def _cupy_problem(cupy: Any, index: int) -> str | None:
@@ -596,7 +613,7 @@ def _version(distributions: Sequence[str]) -> str:
 
 def _device_text(backend: Backend) -> str:
     if backend.name != "cupy":
-        return str(backend.device)
+        return backend.device_name
     runtime = importlib.import_module("cupy").cuda.runtime
     label = runtime.getDeviceProperties(backend.device.id)["name"].decode()
-    return f"cuda:{backend.device.id} {label}"
+    return f"{backend.device_name} {label}"

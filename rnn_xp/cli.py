@@ -369,7 +369,7 @@ def _train_text(options: argparse.Namespace) -> int:
     size = sum(p.size if isinstance(p.size, int) else p.numel() for p in progress.params.values())
     print(
         f"{len(text):,} characters, {len(vocabulary)} distinct; training on the first {split:,}\n"
-        f"{size:,} parameters, {dtype}, backend {backend.name} ({backend.device}); "
+        f"{size:,} parameters, {dtype}, backend {backend.name} ({backend.device_name}); "
         f"{trainer.last_step:,} steps, {trainer.steps_a_pass:,} a pass"
         + (f"; going on after step {progress.step:,}" if resumed else ""),
         flush=True,

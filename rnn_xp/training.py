@@ -143,7 +143,7 @@ class Trainer:
         """Return the beginning: drawn parameters."""
         seed = spawn(self.settings.seed, _INIT)
         params = self.model.init(
-            seed, backend=self.backend.name, device=_device_name(self.backend), dtype=self.dtype
+            seed, backend=self.backend.name, device=self.backend.device_name, dtype=self.dtype
         )
         optimizer = self._optimizer.init(params)
         return Progress(0, params, optimizer, None, math.inf, 0, params, 0, 0.0)
@@ -219,10 +219,6 @@ class Trainer:
         return Report(
             progress.step, self.last_step, progress.train_loss, loss, best, rate, norm, speed
         )
-
-
-def _device_name(backend: Backend) -> str | None:
-    return None if backend.name in ("numpy", "cupy") else str(backend.device)
 
 
 def evaluate(

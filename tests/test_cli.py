@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from targets import need
 
 from rnn_xp.checkpoint import load
 
@@ -125,6 +126,21 @@ def test_train_eval_sample(tmp_path: Path, book: Path) -> None:
         "5",
     )
     assert other != first
+
+
+@pytest.mark.parametrize("name", ["strict", "torch", "jax", "cupy"])
+def test_every_backend_trains_the_same_model(tmp_path: Path, book: Path, name: str) -> None:
+    need(name)
+    arguments = [*SMALL[:-1], "numpy", "--max-steps", "3", "--cell", "lstm", "--out", "numpy.st"]
+    assert run(tmp_path, "train", "text", book, *arguments)[0] == 0
+    arguments = [*SMALL[:-1], name, "--max-steps", "3", "--cell", "lstm", "--out", "m.st"]
+    code, _, err = run(tmp_path, "train", "text", book, *arguments)
+    assert (code, err) == (0, "")
+    expected, found = load(tmp_path / "numpy.st"), load(tmp_path / "m.st")
+    for key, value in expected.params.items():
+        np.testing.assert_allclose(found.params[key], value, rtol=0, atol=1e-4)
+    code, out, err = run(tmp_path, "sample", "m.st", "--backend", name, "--length", "9")
+    assert (code, err) == (0, "")
 
 
 def test_korean_text(tmp_path: Path) -> None:

@@ -214,6 +214,6 @@ def _scaled(xp: Namespace, weight: Array, factor: Array) -> Array:
 
 def sigmoid_of_half(ops: Operations, half: Array) -> Array:
     """Return σ(a) from a / 2, in its place: σ(a) = (1 + tanh(a / 2)) / 2."""
-    t = ops.tanh(half, out=half)
-    t = ops.multiply(t, 0.5, out=half)
-    return ops.add(t, 0.5, out=half)
+    half = ops.tanh(half, out=half)
+    half = ops.multiply(half, 0.5, out=half)
+    return ops.add(half, 0.5, out=half)
