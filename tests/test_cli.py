@@ -139,7 +139,7 @@ def test_every_backend_trains_the_same_model(tmp_path: Path, book: Path, name: s
     expected, found = load(tmp_path / "numpy.st"), load(tmp_path / "m.st")
     for key, value in expected.params.items():
         np.testing.assert_allclose(found.params[key], value, rtol=0, atol=1e-4)
-    code, out, err = run(tmp_path, "sample", "m.st", "--backend", name, "--length", "9")
+    code, _out, err = run(tmp_path, "sample", "m.st", "--backend", name, "--length", "9")
     assert (code, err) == (0, "")
 
 
