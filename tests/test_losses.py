@@ -37,6 +37,7 @@ def test_gradient_is_the_derivative_of_the_loss(target: Target, name: str, maske
     kept = {"mask": mask} if masked else {}
     given = {"mask": target.asarray(mask)} if masked else {}
     loss, gradient = LOSSES[name](target.asarray(logits), target.asarray(targets), **given)
+    assert target.backend != "numpy" or type(loss) is np.ndarray
     value = target.check(loss, (), "float64")
     found = target.check(gradient, logits.shape, "float64")
     again, _ = LOSSES[name](logits, targets, **kept)
@@ -108,14 +109,106 @@ def test_nothing_counts(target: Target, name: str) -> None:
 
 
 def test_a_target_that_does_not_count_may_be_anything(target: Target) -> None:
-    logits = target.asarray(np.zeros((2, 3)))
-    targets, mask = target.asarray([2, -1], "int64"), target.asarray([True, False])
-    if target.backend == "numpy":
-        loss, gradient = losses.softmax_cross_entropy(logits, targets, mask=mask)
-        assert float(loss) == pytest.approx(math.log(3.0))
-        assert not gradient[1].any()
-        with pytest.raises(ValueError, match=r"targets must lie in 0\.\.2, got -1"):
-            losses.softmax_cross_entropy(logits, targets)
+    logits = target.asarray(np.zeros((3, 3)))
+    targets, mask = target.asarray([2, -1, 900], "int64"), target.asarray([True, False, False])
+    loss, gradient = losses.softmax_cross_entropy(logits, targets, mask=mask)
+    assert float(target.check(loss, (), "float64")) == pytest.approx(math.log(3.0))
+    assert not target.check(gradient, (3, 3), "float64")[1:].any()
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_target_out_of_range(wrong: int) -> None:
+    with pytest.raises(ValueError, match=rf"targets must lie in 0\.\.2, got {wrong}"):
+        losses.softmax_cross_entropy(np.zeros((2, 3)), np.array([1, wrong]))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+)
+def test_integer_dtypes(target: Target, dtype: str) -> None:
+    """More classes than int8 and uint8 can count."""
+    logits = np.random.default_rng(5).standard_normal((4, 300))
+    targets = np.array([0, 3, 44, 127])
+    expected, expected_gradient = losses.softmax_cross_entropy(logits, targets)
+    assert (expected_gradient < 0).nonzero()[1].tolist() == targets.tolist()
+    loss, gradient = losses.softmax_cross_entropy(
+        target.asarray(logits), target.asarray(targets, dtype)
+    )
+    assert float(target.check(loss, (), "float64")) == pytest.approx(float(expected), rel=1e-14)
+    found = target.check(gradient, logits.shape, "float64")
+    np.testing.assert_allclose(found, expected_gradient, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision(target: Target, name: str, dtype: str) -> None:
+    """A count of elements that float16 cannot hold."""
+    if not hasattr(target.xp, dtype):
+        pytest.skip(f"{target.backend} has no {dtype}")
+    rng = np.random.default_rng(6)
+    logits, rows = rng.standard_normal((70_000, 2)).astype("float16"), 70_000
+    targets = rng.random((rows, 2)).astype("float16")
+    mask = np.ones((rows, 2), dtype=bool)
+    if name.startswith("softmax"):
+        targets, mask = rng.integers(0, 2, rows), mask[:, 0]
+
+    def half(array: HostArray) -> Any:
+        given = target.asarray(array)
+        return given if array.dtype != "float16" else target.xp.astype(given, target.dtype(dtype))
+
+    wide = [a.astype("float32") if a.dtype == "float16" else a for a in (logits, targets)]
+    expected, _ = LOSSES[name](*wide, mask=mask, reduction="mean")
+    loss, gradient = LOSSES[name](
+        half(logits), half(targets), mask=target.asarray(mask), reduction="mean"
+    )
+    assert loss.dtype == gradient.dtype == target.dtype(dtype)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_reductions(target: Target, name: str, masked: bool) -> None:
+    logits, targets, mask = problem(name)
+    count = int(mask.sum()) if masked else mask.size
+    given = {"mask": target.asarray(mask)} if masked else {}
+    arrays = target.asarray(logits), target.asarray(targets)
+    mean, dmean = LOSSES[name](*arrays, reduction="mean", **given)
+    total, dtotal = LOSSES[name](*arrays, reduction="sum", **given)
+    mean, total = target.to_numpy(mean), target.to_numpy(total)
+    np.testing.assert_allclose(mean * count, total, rtol=1e-14)
+    np.testing.assert_allclose(
+        target.to_numpy(dmean) * count, target.to_numpy(dtotal), rtol=1e-12, atol=1e-15
+    )
+    default = float(LOSSES[name](*arrays, **given)[0])
+    assert default == float(total if "squared" in name else mean)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_arguments_stay_as_they_are(target: Target, name: str) -> None:
+    given = [target.asarray(array) for array in problem(name)]
+    before = [target.to_numpy(array).copy() for array in given]
+    _, gradient = LOSSES[name](given[0], given[1], mask=given[2])
+    gradient += 1.0  # it is no view of an argument either
+    for array, copy in zip(given, before, strict=True):
+        assert np.array_equal(target.to_numpy(array), copy)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_elements(target: Target, name: str, masked: bool) -> None:
+    logits, targets, mask = (array[:0] for array in problem(name))
+    given = {"mask": target.asarray(mask)} if masked else {}
+    loss, gradient = LOSSES[name](target.asarray(logits), target.asarray(targets), **given)
+    assert float(target.check(loss, (), "float64")) == 0.0
+    target.check(gradient, (0, 4, 5), "float64")
+
+
+def test_one_element_without_a_batch(target: Target) -> None:
+    loss, gradient = losses.softmax_cross_entropy(
+        target.asarray([0.0, 0.0]), target.asarray(np.array(1))
+    )
+    assert float(target.check(loss, (), "float64")) == pytest.approx(math.log(2.0))
+    assert target.check(gradient, (2,), "float64").tolist() == [0.5, -0.5]
 
 
 def test_sigmoid_does_not_overflow(target: Target) -> None:
@@ -143,3 +236,10 @@ def test_errors(name: str) -> None:
     message = "integers, got float32" if name.startswith("softmax") else "targets has dtype float32"
     with pytest.raises(TypeError, match=message):
         loss(logits, wrong)
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
+        loss(logits, targets, reduction="none")
+
+
+def test_no_classes() -> None:
+    with pytest.raises(ValueError, match=r"V >= 1, got \(3, 0\)"):
+        losses.softmax_cross_entropy(np.zeros((3, 0)), np.zeros(3, dtype=int))
