@@ -90,47 +90,38 @@ def _run_chunk(
     reverse: bool,
     work: Sequence[Array],
 ) -> Chunk:
-    xp = ops.xp
     steps, batch = stop - start, x.shape[1]
     x = x[start:stop, ...]
-    pre = ops.split(_input_product(cell, ops, w, x))
+    pre = _input_product(cell, ops, w, x)
     # Row k holds the state between the steps k - 1 and k.
-    states = [ops.rows(steps + 1, (size, batch), x) for size in cell.state_sizes]
-    extras = [ops.rows(steps, (size, batch), x) for size in cell.extras]
+    between = [ops.buffer((steps + 1, size, batch), x) for size in cell.state_sizes]
+    extras = [ops.buffer((steps, size, batch), x) for size in cell.extras]
+    state_rows = ops.rows(between, steps + 1)
+    extra_rows = ops.rows(extras, steps)
+    gate_rows = ops.rows((pre,), steps)
     before, after = (1, 0) if reverse else (0, 1)
     first = steps if reverse else 0
-    for rows, part in zip(states, state, strict=True):
-        rows.rows[first] = ops.copy(part, out=rows.rows[first])
-
-    state = [rows.rows[first] for rows in states]
+    state = tuple(ops.copy(a, out=b) for a, b in zip(state, state_rows[first], strict=True))
+    state_rows[first] = state
     for k in range(steps - 1, -1, -1) if reverse else range(steps):
-        gates, new, kept = cell.step(
-            ops,
-            w,
-            pre.rows[k],
-            state,
-            [rows.rows[k + after] for rows in states],
-            [rows.rows[k] for rows in extras],
-            work,
+        old, (pre_k,) = state, gate_rows[k]
+        gates, state, extra_rows[k] = cell.step(
+            ops, w, pre_k, old, state_rows[k + after], extra_rows[k], work
         )
         valid = None if ragged is None else ragged.step(start + k)
         if valid is not None:
-            new = [ops.hold(valid, a, b) for a, b in zip(new, state, strict=True)]
-        pre.rows[k], state = gates, new
-        for rows, value in zip(states, new, strict=True):
-            rows.rows[k + after] = value
-        for rows, value in zip(extras, kept, strict=True):
-            rows.rows[k] = value
-
-    between = [rows.whole() for rows in states]
+            state = tuple(ops.hold(valid, a, b) for a, b in zip(state, old, strict=True))
+        gate_rows[k], state_rows[k + after] = (gates,), state
+    (gates,) = ops.wholes(gate_rows, out=(pre,))
+    states = ops.wholes(state_rows, out=between)
     return Chunk(
         start,
         stop,
         x,
-        xp.reshape(pre.whole(), (steps, cell.gates, cell.hidden_size, batch)),
-        [whole[before : steps + before, ...] for whole in between],
-        [whole[after : steps + after, ...] for whole in between],
-        [rows.whole() for rows in extras],
+        gates,
+        [whole[before : steps + before, ...] for whole in states],
+        [whole[after : steps + after, ...] for whole in states],
+        ops.wholes(extra_rows, out=extras),
     )
 
 
@@ -138,7 +129,7 @@ def _input_product(cell: Cell, ops: Operations, w: Folded, x: Array) -> Array:
     """Return W_ih x + b for all steps of x, as (n, G, H, B)."""
     xp = ops.xp
     steps, batch = x.shape[0], x.shape[1]
-    product = w.weight_ih @ xp.reshape(x, (steps * batch, x.shape[2])).T
+    product = ops.matmul(w.weight_ih, xp.reshape(x, (steps * batch, x.shape[2])).T)
     blocks = xp.reshape(product, (cell.gates, cell.hidden_size, steps, batch))
     blocks = xp.permute_dims(blocks, (2, 0, 1, 3))
     out = ops.buffer((steps, cell.gates, cell.hidden_size, batch), x)
@@ -205,25 +196,24 @@ def _run_chunk_backward(
     reverse: bool,
     work: Sequence[Array],
     held: Sequence[Array],
-) -> tuple[list[Array], Sequence[Array]]:
+) -> tuple[Sequence[Array], Sequence[Array]]:
     start, stop = chunk.start, chunk.stop
     steps = stop - start
     columns = ops.contiguous(ops.xp.permute_dims(dy[start:stop, ...], (0, 2, 1)))
     dy_rows = ops.unstack(columns)
-    factors = [ops.split(whole) for whole in cell.factors(ops, weights, chunk)]
-    made: Sequence[Array] = ()
+    factors = cell.factors(ops, weights, chunk)
+    factor_rows = ops.rows(factors, steps)
+    made: list[Sequence[Array]] = [()] * steps
     for k in range(steps) if reverse else range(steps - 1, -1, -1):
         dh = ops.add(dstate[0], dy_rows[k], out=dstate[0])
         dstate = (dh, *dstate[1:])
         valid = None if ragged is None else ragged.step(start + k)
         if valid is not None:
             before = [ops.copy(a, out=b) for a, b in zip(dstate, held, strict=True)]
-        made, dstate = cell.step_backward(ops, w, [rows.rows[k] for rows in factors], dstate, work)
+        made[k], dstate = cell.step_backward(ops, w, factor_rows[k], dstate, work)
         if valid is not None:
             dstate = [ops.hold(valid, a, b) for a, b in zip(dstate, before, strict=True)]
-        for rows, value in zip(factors, made, strict=False):
-            rows.rows[k] = value
-    wholes = [rows.whole() for rows in factors[: len(made)]]
+    wholes = ops.wholes(made, out=factors[: len(made[0])])
     if ragged is not None and stop > ragged.shortest:
         valid = ragged.valid[start:stop, :]
         wholes = [

@@ -59,9 +59,9 @@ class Chunk:
     stop: int
     x: Array
     gates: Array
-    before: list[Array]
-    after: list[Array]
-    extras: list[Array]
+    before: Sequence[Array]
+    after: Sequence[Array]
+    extras: Sequence[Array]
 
 
 class Cell(ABC):
@@ -199,7 +199,7 @@ def scaled_fold(
     gates = len(scale)
     if "bias_ih" in weights:
         bias = xp.reshape(weights["bias_ih"] + weights["bias_hh"], (gates, -1, 1))
-    if any(value != 1.0 for value in scale):
+    if set(scale) != {1.0}:
         factor = gate_column(xp, scale, weight_hh)
         weight_ih = _scaled(xp, weight_ih, factor)
         weight_hh = _scaled(xp, weight_hh, factor)

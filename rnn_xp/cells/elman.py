@@ -36,7 +36,7 @@ class Elman(Cell):
         work: Sequence[Array],
     ) -> tuple[Array, Sequence[Array], Sequence[Array]]:
         a = ops.matmul(w.weight_hh, state[0], out=out[0])
-        a = ops.add(a, ops.flat(pre), out=out[0])
+        a = ops.add(a, pre[0, ...], out=out[0])
         return pre, (self.activate(ops, a, out[0]),), extras
 
     def workspace(self, ops: Operations, like: Array, batch: int) -> tuple[Array, ...]:
