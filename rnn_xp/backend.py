@@ -131,8 +131,7 @@ class InPlace:
         self.multiply = xp.multiply
         self.maximum = xp.maximum
         self.tanh = xp.tanh
-        # Of two matrices NumPy's dot is the same product, and costs half a microsecond less.
-        self.matmul = np.dot if xp is np else xp.matmul
+        self.matmul = xp.matmul
         self.unstack: Callable[[Array], Sequence[Array]] = tuple
         """The subarrays along the first axis: views of it."""
 
@@ -179,6 +178,31 @@ class InPlace:
         """Write rows `start` to `stop` along the first axis."""
         whole[start:stop, ...] = rows
         return whole
+
+    def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
+        """Return (count, K): line v is the sum of those rows (N, K) whose index (N,) is v."""
+        total = self.xp.zeros((count, rows.shape[1]), dtype=rows.dtype)
+        self.xp.add.at(total, index, rows)
+        return total
+
+
+class NumPy(InPlace):
+    """What NumPy has a faster way for."""
+
+    def __init__(self) -> None:
+        super().__init__(np, rows_a_chunk=512)
+        # Of two matrices the same product, half a microsecond faster.
+        self.matmul = np.dot
+
+    def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
+        # Sorted, each sum is over neighbours: three times as fast as add.at, and than a product
+        # with one-hot rows twice at 80 lines and a hundred times at 10,000.
+        order = np.argsort(index, kind="stable")
+        values, first = np.unique(index[order], return_index=True)
+        total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
+        if first.size:
+            total[values] = np.add.reduceat(rows[order], first, axis=0)
+        return total
 
 
 class Functional:
@@ -243,6 +267,17 @@ class Functional:
         # One chunk covers all steps here: `rows_a_chunk` is zero.
         return rows
 
+    def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
+        xp, device = self.xp, device_of(rows)
+        total = xp.zeros((count, rows.shape[1]), dtype=rows.dtype, device=device)
+        if hasattr(total, "index_add"):  # torch
+            return total.index_add(0, xp.astype(index, xp.int64), rows)
+        if hasattr(total, "at"):  # JAX
+            return total.at[index].add(rows)
+        numbers = xp.arange(count, device=device)
+        one_hot = numbers[:, None] == xp.astype(index, numbers.dtype)[None, :]
+        return xp.astype(one_hot, rows.dtype) @ rows
+
 
 Operations = InPlace | Functional
 _OPERATIONS: dict[str, Operations] = {}
@@ -257,7 +292,7 @@ def operations(xp: Namespace) -> Operations:
     name = xp.__name__
     if name not in _OPERATIONS:
         if name == "numpy":
-            _OPERATIONS[name] = InPlace(xp, rows_a_chunk=512)
+            _OPERATIONS[name] = NumPy()
         elif name.endswith("cupy"):
             _OPERATIONS[name] = InPlace(xp, rows_a_chunk=0)
         else:

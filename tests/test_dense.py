@@ -57,7 +57,7 @@ def test_linear(target: Target, shape: tuple[int, ...], bias: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
-@pytest.mark.parametrize("shape", [(), (6,), (3, 4)])
+@pytest.mark.parametrize("shape", [(), (0,), (6,), (3, 4)])
 def test_embedding(target: Target, dtype: str, shape: tuple[int, ...]) -> None:
     layer = Embedding(5, 3)
     params = layer.init(1, dtype="float64")
@@ -73,6 +73,16 @@ def test_embedding(target: Target, dtype: str, shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(
         target.check(dparams["weight"], (5, 3), "float64"), expected, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_embedding_of_more_rows_than_the_integers_reach(target: Target, dtype: str) -> None:
+    layer, x = Embedding(40_000, 2), np.array([7, 120, 7])
+    params = target.tree(layer.init(1))
+    _, cache = layer.forward(params, target.asarray(x, dtype))
+    dparams, _ = layer.backward(params, cache, target.asarray(np.ones((3, 2)), "float32"))
+    found = target.check(dparams["weight"], (40_000, 2), "float32")
+    assert {int(v): float(found[v, 1]) for v in np.flatnonzero(found[:, 0])} == {7: 2.0, 120: 1.0}
 
 
 def test_dropout(target: Target) -> None:

@@ -116,7 +116,7 @@ class Linear:
 class Embedding:
     """Table of vectors: integers (...) in 0..V-1 become rows of `weight` (V, size).
 
-    The gradient is a product with the one-hot rows of the input, a portable scatter-add.
+    The gradient of a row is the sum of the gradients where it was taken: a scatter-add.
 
     Raises
     ------
@@ -177,6 +177,8 @@ class Embedding:
             )
         shape = tuple(x.shape)
         flat = xp.reshape(x, (-1,))
+        if dtype_name(x.dtype) in ("int8", "int16", "uint8", "uint16"):  # too small for torch
+            flat = xp.astype(flat, xp.int32)
         vectors = xp.reshape(xp.take(weight, flat, axis=0), (*shape, self.embedding_size))
         return vectors, Cache(self, flat, shape, weight)
 
@@ -186,9 +188,8 @@ class Embedding:
         use_once(self, cache)
         check_given("dy", dy, (*cache.shape, self.embedding_size), cache.like)
         rows = xp.reshape(dy, (-1, self.embedding_size))
-        numbers = xp.arange(self.num_embeddings, dtype=cache.kept.dtype, device=device_of(rows))
-        one_hot = xp.astype(numbers[:, None] == cache.kept[None, :], rows.dtype)
-        return {"weight": one_hot @ rows}, None
+        weight = operations(xp).scatter_add(rows, cache.kept, self.num_embeddings)
+        return {"weight": weight}, None
 
 
 @dataclass(frozen=True)
