@@ -11,8 +11,8 @@
 
 from rnn_xp import backend, init, losses, optim
 from rnn_xp.checkpoint import load, save
-from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear
-from rnn_xp.models import Chain, character_model
+from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool
+from rnn_xp.models import Chain, character_model, sequence_model
 
 __all__ = [
     "GRU",
@@ -22,6 +22,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Linear",
+    "Pool",
     "backend",
     "character_model",
     "init",
@@ -29,5 +30,6 @@ __all__ = [
     "losses",
     "optim",
     "save",
+    "sequence_model",
 ]
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
     tensors   <parameter>                       the parameters, under PyTorch's names
               training.<...>                    optional: what training needs to go on
-    metadata  format, model, vocabulary, training   JSON, as strings
+    metadata  format, model, vocabulary, task, training   JSON, as strings
 
 A reader that knows nothing of this package finds the parameters by their names.
 """
@@ -41,6 +41,8 @@ class Checkpoint(NamedTuple):
     """The plain values given to `save`."""
     tensors: dict[str, Array]
     """The arrays given to `save` beside the parameters."""
+    task: dict[str, Any]
+    """What the model is for: its `kind`, and the plain values that its use needs."""
 
 
 def save(
@@ -49,6 +51,7 @@ def save(
     params: Mapping[str, Array],
     *,
     vocabulary: str | None = None,
+    task: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Array] | None = None,
 ) -> None:
@@ -64,6 +67,8 @@ def save(
     params : dict of arrays
     vocabulary : str, optional
         The characters, in the order of their numbers.
+    task : dict, optional
+        Plain values that the model's use needs, `kind` among them.
     training, tensors : dicts, optional
         Plain values and arrays with which training goes on.
 
@@ -84,6 +89,8 @@ def save(
     metadata = {"format": FORMAT, "model": json.dumps(model.describe())}
     if vocabulary is not None:
         metadata["vocabulary"] = json.dumps(vocabulary)
+    if task is not None:
+        metadata["task"] = json.dumps(dict(task))
     if training is not None:
         metadata["training"] = json.dumps(dict(training))
     replace_file(Path(path), to_bytes(arrays, metadata))
@@ -158,6 +165,7 @@ def load(
     try:
         model = Chain.build(json.loads(metadata["model"]))
         vocabulary = json.loads(metadata.get("vocabulary", "null"))
+        task = json.loads(metadata.get("task", "{}"))
         training = json.loads(metadata.get("training", "{}"))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error})") from error
@@ -176,6 +184,7 @@ def load(
             for name, value in arrays.items()
             if name.startswith(_TRAINING)
         },
+        task,
     )
 
 

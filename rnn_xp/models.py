@@ -12,16 +12,16 @@ from functools import cached_property
 from typing import Any
 
 from rnn_xp.backend import Array
-from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Prepared, Recurrent
+from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool, Prepared, Recurrent
 from rnn_xp.layers.checks import use_once
 from rnn_xp.random import Seed, spawn
 
 Params = dict[str, Array]
 State = dict[str, Any]
-Layer = Recurrent | Linear | Embedding | Dropout
+Layer = Recurrent | Linear | Embedding | Dropout | Pool
 
 LAYERS: dict[str, type[Layer]] = {
-    kind.__name__: kind for kind in (RNN, LSTM, GRU, Linear, Embedding, Dropout)
+    kind.__name__: kind for kind in (RNN, LSTM, GRU, Linear, Embedding, Dropout, Pool)
 }
 
 
@@ -116,7 +116,12 @@ class Chain:
         )
 
     def __call__(
-        self, params: Params | PreparedChain, x: Array, state: State | None = None
+        self,
+        params: Params | PreparedChain,
+        x: Array,
+        state: State | None = None,
+        *,
+        lengths: Sequence[int] | Array | None = None,
     ) -> tuple[Array, State]:
         """Run the layers; keeps nothing for a backward pass.
 
@@ -125,6 +130,7 @@ class Chain:
         params : dict of arrays, or what `prepare` returned
         x : what the first layer takes
         state : the state of each recurrent layer by its name; None is zeros
+        lengths : (B,) integers in 1..T, for the recurrent and pooling layers
 
         Returns
         -------
@@ -135,7 +141,10 @@ class Chain:
         for name, layer in self.layers:
             if isinstance(layer, Recurrent):
                 given: Params | Prepared = parts[name]
-                x, states[name] = layer(given, x, None if state is None else state[name])
+                before = None if state is None else state[name]
+                x, states[name] = layer(given, x, before, lengths=lengths)
+            elif isinstance(layer, Pool):
+                x = layer({}, x, lengths=lengths)
             else:
                 x = layer(parts[name], x)
         return x, states
@@ -146,6 +155,7 @@ class Chain:
         x: Array,
         state: State | None = None,
         *,
+        lengths: Sequence[int] | Array | None = None,
         dropout_seed: Seed | None = None,
     ) -> tuple[Array, State, Cache]:
         """Run the layers for training; see `Recurrent.forward`."""
@@ -157,7 +167,11 @@ class Chain:
             cache: Any
             if isinstance(layer, Recurrent):
                 before = None if state is None else state[name]
-                x, states[name], cache = layer.forward(parts[name], x, before, dropout_seed=seed)
+                x, states[name], cache = layer.forward(
+                    parts[name], x, before, lengths=lengths, dropout_seed=seed
+                )
+            elif isinstance(layer, Pool):
+                x, cache = layer.forward({}, x, lengths=lengths)
             elif isinstance(layer, Dropout):
                 x, cache = layer.forward({}, x, dropout_seed=seed)
             else:
@@ -196,7 +210,21 @@ class Chain:
         return parts
 
 
-CELLS = ("rnn", "lstm", "gru")
+_RECURRENT: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+CELLS = tuple(_RECURRENT)
+
+
+def recurrent_layer(cell: str) -> type[RNN] | type[LSTM] | type[GRU]:
+    """Return the recurrent layer called `cell`: rnn, lstm or gru.
+
+    Raises
+    ------
+    ValueError
+        If it is none of them.
+    """
+    if cell not in CELLS:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+    return _RECURRENT[cell]
 
 
 def character_model(
@@ -217,14 +245,45 @@ def character_model(
     ValueError
         If `cell` is not one of rnn, lstm, gru, or a size is out of range.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
-    kind = {"rnn": RNN, "lstm": LSTM, "gru": GRU}[cell]
-    recurrent = kind(embedding_size, hidden_size, num_layers, dropout=dropout)
+    recurrent = recurrent_layer(cell)(embedding_size, hidden_size, num_layers, dropout=dropout)
     layers: list[tuple[str, Layer]] = [
         ("embedding", Embedding(vocabulary_size, embedding_size)),
         ("recurrent", recurrent),
         ("linear", Linear(recurrent.output_size, vocabulary_size)),
+    ]
+    if dropout:
+        layers.insert(2, ("dropout", Dropout(dropout)))
+    return Chain(tuple(layers))
+
+
+def sequence_model(
+    input_size: int,
+    output_size: int,
+    *,
+    cell: str = "gru",
+    hidden_size: int = 64,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    pool: str = "mean",
+) -> Chain:
+    """Return recurrent layers → pool → linear: from sequences (T, B, I) to vectors (B, outputs).
+
+    Dropout stands between the recurrent levels and before the linear layer; `pool` is `mean`, over
+    a sequence's valid steps, or `last`.
+
+    Raises
+    ------
+    ValueError
+        If `cell` or `pool` is unknown, or a size is out of range.
+    """
+    recurrent = recurrent_layer(cell)(
+        input_size, hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout
+    )
+    layers: list[tuple[str, Layer]] = [
+        ("recurrent", recurrent),
+        ("pool", Pool(pool, bidirectional)),
+        ("linear", Linear(recurrent.output_size, output_size)),
     ]
     if dropout:
         layers.insert(2, ("dropout", Dropout(dropout)))

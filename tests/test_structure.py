@@ -19,7 +19,7 @@ LIBRARIES = {"cupy", "cupyx", "torch", "jax", "jaxlib", "array_api_strict"}
 # import each other.
 ORDER = (
     {"cli"},
-    {"training", "sampling"},
+    {"training", "fitting", "sampling"},
     {"checkpoint"},
     {"models"},
     {"layers", "losses", "optim", "text", "datasets"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from rnn_xp.backend import (
     Array,
@@ -12,6 +14,7 @@ from rnn_xp.backend import (
     device_of,
     dtype_name,
     is_floating,
+    to_numpy,
 )
 
 
@@ -96,6 +99,26 @@ def check_same_kind(name: str, array: Array, like: Array) -> None:
         raise ValueError(
             f"{name} is on the device {device_of(array)}, the parameters on {device_of(like)}"
         )
+
+
+def check_lengths(
+    lengths: Sequence[int] | Array | None, steps: int, batch: int
+) -> np.ndarray[Any, Any]:
+    """Raise unless `lengths` are `batch` integers in 1..`steps`; return them on the host.
+
+    None stands for `steps` everywhere.
+    """
+    if lengths is None:
+        return np.full(batch, steps)
+    host = np.asarray(to_numpy(lengths))
+    if host.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},), got {host.shape}")
+    if host.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers, got {host.dtype}")
+    wrong = host[(host < 1) | (host > steps)]
+    if wrong.size:
+        raise ValueError(f"lengths must lie in 1..{steps} (T), got {int(wrong[0])}")
+    return host
 
 
 def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:

@@ -32,6 +32,7 @@ from rnn_xp.layers.checks import (
     check_flag,
     check_given,
     check_is_given,
+    check_lengths,
     check_params,
     check_rate,
     check_same_kind,
@@ -393,14 +394,7 @@ class Recurrent:
             return None
         if not batched:
             raise ValueError("lengths needs a batch: x (T, B, I), got x (T, I)")
-        host = np.asarray(to_numpy(lengths))
-        if host.shape != (batch,):
-            raise ValueError(f"lengths must have shape ({batch},), got {host.shape}")
-        if host.dtype.kind not in "iu":
-            raise TypeError(f"lengths must be integers, got {host.dtype}")
-        wrong = host[(host < 1) | (host > steps)]
-        if wrong.size:
-            raise ValueError(f"lengths must lie in 1..{steps} (T), got {int(wrong[0])}")
+        host = check_lengths(lengths, steps, batch)
         shortest = int(host.min())
         if shortest == steps:
             return None

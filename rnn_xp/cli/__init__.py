@@ -1,0 +1,80 @@
+"""The command line: each command is a thin call into the library.
+
+Exit codes: 0 done, 2 bad input (one line on the error stream), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from rnn_xp import __version__
+from rnn_xp.backend import BackendError, available
+from rnn_xp.cli.console import INTERRUPTED
+from rnn_xp.cli.demo import add_demo
+from rnn_xp.cli.options import Help, Parser, add_command
+from rnn_xp.cli.text import add_sample, add_train_text
+from rnn_xp.cli.use import add_eval
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:  # the reader of a pipe went away: no error of ours
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("rnn-xp: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (BackendError, ValueError, TypeError) as error:
+        return _bad_input(str(error))
+    except MemoryError as error:
+        return _bad_input(f"out of memory: {error}")
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _bad_input(reason)
+
+
+def _bad_input(reason: str) -> int:
+    print(f"rnn-xp: error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="rnn-xp",
+        description="Train and run recurrent networks on NumPy, CuPy, PyTorch or JAX arrays.",
+        epilog="example:\n  rnn-xp train text --backend numpy",
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="version", version=f"rnn-xp {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_demo(commands)
+    train = commands.add_parser("train", help="train a model", formatter_class=Help)
+    kinds = train.add_subparsers(title="what to train", required=True, metavar="KIND")
+    add_train_text(kinds)
+    add_eval(commands)
+    add_sample(commands)
+    add_command(commands, "backends", _backends, "show which array libraries can be used here")
+    return parser
+
+
+def _backends(_: argparse.Namespace) -> int:
+    rows = [("name", "version", "device", "usable")]
+    for status in available().values():
+        usable = "yes" if status.usable else f"no: {status.reason}"
+        rows.append((status.name, status.version or "-", status.device or "-", usable))
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    for row in rows:
+        start = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False))
+        print(f"{start}  {row[3]}")
+    return 0

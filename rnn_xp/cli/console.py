@@ -1,0 +1,103 @@
+"""What the commands share while they run: progress, logs, Ctrl-C, the file to write."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from rnn_xp.backend import Backend, select
+from rnn_xp.checkpoint import Checkpoint, load
+
+INTERRUPTED = 130
+
+
+def load_model(options: argparse.Namespace) -> tuple[Backend, Checkpoint]:
+    """Read `options.model` onto the backend that the options name."""
+    backend = select(options.backend, options.device)
+    checkpoint = load(
+        options.model, backend=backend.name, device=options.device, dtype=options.dtype
+    )
+    return backend, checkpoint
+
+
+def check_free(path: Path, force: bool, otherwise: str = "") -> None:
+    """Raise if a file would be replaced that nobody asked to replace."""
+    if path.exists() and not force:
+        ways = f"{otherwise}, replace" if otherwise else "replace"
+        raise ValueError(f"{path} exists: {ways} it with --force, or give another --out")
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError now rather than after an hour of training."""
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a folder, expected a file to write", str(path))
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
+
+
+@contextlib.contextmanager
+def log_file(path: Path | None) -> Iterator[IO[str] | None]:
+    """Open a log to append to; None for no path."""
+    if path is None:
+        yield None
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def interrupt() -> Iterator[list[int]]:
+    """Yield a list that gets an entry on Ctrl-C; a second Ctrl-C interrupts at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Bar:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, start: int = 0, unit: str = "step") -> None:
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, loss: float | None = None) -> None:
+        """Show one more step."""
+        if self._bar is not None:
+            if loss is not None:
+                self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            self._bar.update(1)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)

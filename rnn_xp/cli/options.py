@@ -1,0 +1,87 @@
+"""What the commands share: the parser, and the options' types."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from rnn_xp.backend import BACKENDS
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line, and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults, and leaves the examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or action.default is argparse.SUPPRESS:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_command(
+    commands: Any, name: str, run: Any, summary: str, example: str = ""
+) -> argparse.ArgumentParser:
+    """Add a command with one example in its help."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  rnn-xp {example or name}",
+        formatter_class=Help,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def add_backend(command: argparse.ArgumentParser, *, dtype: str | None = "float32") -> None:
+    """Add the options that say where to compute."""
+    group = command.add_argument_group("where to compute")
+    group.add_argument(
+        "--backend",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="array library; auto is $RNN_XP_BACKEND, else CuPy where a GPU works, else NumPy",
+    )
+    group.add_argument("--device", help="device of that library, such as cpu or cuda:1")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default=dtype,
+        help="floating-point type" + ("" if dtype else " (default: as it was saved)"),
+    )
+
+
+def count(least: int) -> Any:
+    """Return a type of option: integers of at least `least`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {value}")
+        return value
+
+    return integer
+
+
+def number(least: float, most: float = float("inf"), *, open_below: bool = False) -> Any:
+    """Return a type of option: numbers from `least` to `most`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most or (open_below and value == least) or value == float("inf"):
+            bounds = f"{'>' if open_below else '>='} {least:g}"
+            bounds += f" and <= {most:g}" if most != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"expected a number {bounds}, got {text}")
+        return value
+
+    return number
+
+
+POSITIVE = number(0.0, open_below=True)

@@ -1,0 +1,343 @@
+"""`train text`, `sample`, and the evaluation of a text model."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from rnn_xp.backend import Backend, select
+from rnn_xp.checkpoint import Checkpoint, CheckpointError, load, save
+from rnn_xp.cli.console import (
+    INTERRUPTED,
+    Bar,
+    check_free,
+    check_writable,
+    interrupt,
+    load_model,
+    log_file,
+)
+from rnn_xp.cli.options import POSITIVE, add_backend, add_command, count, number
+from rnn_xp.models import CELLS, character_model
+from rnn_xp.sampling import sample
+from rnn_xp.text import TextError, Vocabulary, read_text
+from rnn_xp.training import (
+    Progress,
+    Report,
+    Settings,
+    Trainer,
+    evaluate,
+    flatten,
+    restore,
+)
+
+
+def add_train_text(kinds: Any) -> None:
+    """Add `train text`."""
+    command = add_command(
+        kinds,
+        "text",
+        _train_text,
+        "train a character model on a UTF-8 text file",
+        "train text book.txt --out book.safetensors --backend numpy",
+    )
+    command.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="FILE",
+        help="the text (default: nine plays of Shakespeare)",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("model.safetensors"), metavar="MODEL", help="file to write"
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the training that wrote MODEL was stopped",
+    )
+    command.add_argument("--force", action="store_true", help="replace MODEL if it exists")
+    command.add_argument("--log", type=Path, metavar="FILE", help="append JSON lines to this file")
+    model = command.add_argument_group("model")
+    model.add_argument("--cell", choices=CELLS, default="gru", help="kind of recurrent layer")
+    model.add_argument("--embedding-size", type=count(1), default=64, help="size of a character")
+    model.add_argument("--hidden-size", type=count(1), default=256, help="units of a layer")
+    model.add_argument("--layers", type=count(1), default=1, help="recurrent layers")
+    model.add_argument(
+        "--dropout", type=number(0.0, 1.0), default=0.0, help="after each recurrent layer"
+    )
+    training = command.add_argument_group("training")
+    default = Settings()
+    training.add_argument(
+        "--passes", type=POSITIVE, default=default.passes, help="how often the text is read"
+    )
+    training.add_argument(
+        "--max-steps", type=count(1), help="stop after so many steps, if that comes first"
+    )
+    training.add_argument(
+        "--batch-size", type=count(1), default=default.batch_size, help="streams side by side"
+    )
+    training.add_argument(
+        "--time-steps",
+        type=count(1),
+        default=default.time_steps,
+        help="steps of truncated backpropagation through time",
+    )
+    training.add_argument(
+        "--learning-rate", type=POSITIVE, default=default.learning_rate, help="peak, of Adam"
+    )
+    training.add_argument(
+        "--final-rate",
+        type=number(0.0, 1.0),
+        default=default.final_rate,
+        help="end of the cosine schedule, as a part of the peak",
+    )
+    training.add_argument(
+        "--warmup-steps", type=count(0), default=default.warmup_steps, help="linear warm-up"
+    )
+    training.add_argument(
+        "--clip", type=POSITIVE, default=default.clip, help="largest global norm of the gradient"
+    )
+    training.add_argument(
+        "--weight-decay",
+        type=number(0.0),
+        default=default.weight_decay,
+        help="above 0: AdamW with this decay",
+    )
+    training.add_argument(
+        "--validation",
+        type=number(0.0, 0.5, open_below=True),
+        default=0.1,
+        help="part of the text, its end, that is not trained on",
+    )
+    training.add_argument(
+        "--patience",
+        type=count(1),
+        default=default.patience,
+        help="stop after so many evaluations without a better validation loss",
+    )
+    training.add_argument(
+        "--eval-every", type=count(1), help="steps between evaluations (default: one pass)"
+    )
+    training.add_argument(
+        "--seed", type=count(0), default=default.seed, help="of all that is drawn"
+    )
+    add_backend(command)
+
+
+def _train_text(options: argparse.Namespace) -> int:
+    backend = select(options.backend, options.device)
+    backend.dtype(options.dtype)
+    out: Path = options.out
+    text = _text(options.file)
+    resumed = _resumable(options, text) if options.resume else None
+    if resumed is None:
+        check_free(out, options.force, "go on with --resume")
+    check_writable(out)
+
+    split = len(text) - round(len(text) * options.validation)
+    if resumed is None:
+        vocabulary = Vocabulary.of(text)
+        model = character_model(
+            len(vocabulary),
+            cell=options.cell,
+            embedding_size=options.embedding_size,
+            hidden_size=options.hidden_size,
+            num_layers=options.layers,
+            dropout=options.dropout,
+        )
+        names = {field.name for field in fields(Settings)}
+        settings = Settings(**{k: v for k, v in vars(options).items() if k in names})
+        dtype = options.dtype
+    else:
+        vocabulary = Vocabulary(resumed.vocabulary or "")
+        model = resumed.model
+        values = resumed.training
+        settings, split, dtype = Settings(**values["settings"]), values["split"], values["dtype"]
+    codes = vocabulary.encode(text)
+    trainer = Trainer(model, backend, dtype, codes[:split], codes[split:], settings)
+    if resumed is None:
+        progress = trainer.start()
+    else:
+        progress = restore(resumed.training, resumed.tensors, resumed.params)
+
+    def write(*, finished: bool = False) -> None:
+        values, tensors = flatten(progress, settings)
+        values |= {"split": split, "dtype": dtype, "text": _digest(text)}
+        values |= {"validation_loss": progress.best_loss, "finished": finished}
+        # Before the first evaluation the best parameters are not yet known.
+        params = progress.best_params if progress.best_step else progress.params
+        tensors = {} if finished else tensors
+        save(
+            out,
+            model,
+            params,
+            vocabulary=vocabulary.characters,
+            task={"kind": "text"},
+            training=values,
+            tensors=tensors,
+        )
+
+    size = sum(p.size if isinstance(p.size, int) else p.numel() for p in progress.params.values())
+    print(
+        f"{len(text):,} characters, {len(vocabulary)} distinct; training on the first {split:,}\n"
+        f"{size:,} parameters, {dtype}, backend {backend.name} ({backend.device_name}); "
+        f"{trainer.last_step:,} steps, {trainer.steps_a_pass:,} a pass"
+        + (f"; going on after step {progress.step:,}" if resumed else ""),
+        flush=True,
+    )
+    with (
+        log_file(options.log) as log,
+        Bar(trainer.last_step, progress.step) as bar,
+        interrupt() as asked,
+    ):
+
+        def on_report(report: Report, _: Progress) -> None:
+            bar.line(
+                f"step {report.step:6,}/{report.steps:,}  train loss {report.train_loss:.4f}  "
+                f"validation loss {report.validation_loss:.4f}{' *' if report.best else '  '}  "
+                f"rate {report.learning_rate:.2e}  {report.characters_per_second:,.0f} characters/s"
+            )
+            if log is not None:
+                log.write(json.dumps(asdict(report)) + "\n")
+                log.flush()
+            write()
+
+        outcome = trainer.run(
+            progress,
+            on_step=lambda now: bar.update(now.train_loss),
+            on_report=on_report,
+            stop=lambda: bool(asked),
+        )
+        write(finished=outcome != "stopped")
+    if outcome == "stopped":
+        again = f"rnn-xp train text {options.file or ''}".rstrip()
+        print(
+            f"interrupted after step {progress.step:,}: saved to {out}; "
+            f"go on with: {again} --out {out} --resume"
+        )
+        return INTERRUPTED
+    print(
+        f"{outcome} after step {progress.step:,}: best validation loss "
+        f"{progress.best_loss:.4f} nats a character, at step {progress.best_step:,}; saved to {out}"
+    )
+    print("A sample:\n")
+    prompt = codes[:1] if "\n" not in vocabulary.characters else vocabulary.encode("\n")
+    for character in sample(
+        model, progress.best_params, vocabulary, backend, prompt, 300, temperature=0.8
+    ):
+        print(character, end="")
+    print()
+    return 0
+
+
+def _text(path: Path | None) -> str:
+    if path is not None:
+        return read_text(path)
+    from rnn_xp.datasets import load_shakespeare
+
+    return load_shakespeare()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _resumable(options: argparse.Namespace, text: str) -> Checkpoint:
+    checkpoint = load(options.out, backend=options.backend, device=options.device)
+    values = checkpoint.training
+    if values.get("finished") or "settings" not in values:
+        raise ValueError(f"{options.out} holds a finished training: there is nothing to go on with")
+    if values.get("text") != _digest(text):
+        raise ValueError(f"{options.out} was trained on another text: give the same FILE")
+    return checkpoint
+
+
+def eval_text(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
+    """Print a text model's loss on a text."""
+    vocabulary = _vocabulary(options, checkpoint)
+    text = _text(options.file)
+    context = None
+    if options.file is None:
+        if checkpoint.training.get("text") != _digest(text):
+            raise ValueError(f"{options.model} was trained on another text: give a FILE")
+        split = checkpoint.training["split"]
+        context, text = vocabulary.encode(text[:split]), text[split:]
+    codes = vocabulary.encode(text, skip_unknown=options.skip_unknown)
+    if len(codes) < 2:
+        raise TextError("not enough text: a loss needs at least two characters")
+    loss = evaluate(checkpoint.model, checkpoint.params, backend, codes, context=context)
+    print(
+        f"{len(codes):,} characters, {len(text) - len(codes):,} skipped: loss {loss:.4f} nats a "
+        f"character, {loss / math.log(2):.4f} bits, perplexity {math.exp(loss):.3f}"
+    )
+    return 0
+
+
+def add_sample(commands: Any) -> None:
+    """Add `sample`."""
+    command = add_command(
+        commands,
+        "sample",
+        _sample,
+        "let a model write",
+        "sample model.safetensors --prompt 'To be' --temperature 0.7 --length 500",
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="what train wrote")
+    command.add_argument(
+        "--prompt", default="\n", help="what the model reads first (default: a line end)"
+    )
+    command.add_argument("--length", type=count(0), default=500, help="characters to write")
+    command.add_argument(
+        "--temperature",
+        type=number(0.0),
+        default=0.8,
+        help="below 1 bolder, above 1 freer, 0 always the most likely character",
+    )
+    command.add_argument("--top-k", type=count(1), help="draw among the k most likely characters")
+    command.add_argument("--seed", type=count(0), default=0, help="of what is drawn")
+    command.add_argument(
+        "--skip-unknown",
+        action="store_true",
+        help="leave out characters of the prompt that the model has never seen",
+    )
+    add_backend(command, dtype=None)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    backend, checkpoint = load_model(options)
+    vocabulary = _vocabulary(options, checkpoint)
+    prompt = options.prompt
+    if prompt == "\n" and prompt not in vocabulary.characters:
+        prompt = vocabulary.characters[0]
+    codes = vocabulary.encode(prompt, skip_unknown=options.skip_unknown)
+    if not len(codes):
+        raise TextError("the prompt has no character that the model knows")
+    if prompt.strip():
+        print(prompt, end="", flush=True)
+    for character in sample(
+        checkpoint.model,
+        checkpoint.params,
+        vocabulary,
+        backend,
+        codes,
+        options.length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+    ):
+        print(character, end="", flush=True)
+    print()
+    return 0
+
+
+def _vocabulary(options: argparse.Namespace, checkpoint: Checkpoint) -> Vocabulary:
+    if checkpoint.vocabulary is None or checkpoint.task.get("kind", "text") != "text":
+        raise CheckpointError(
+            f"{options.model} has no vocabulary of characters: it is no text model"
+        )
+    return Vocabulary(checkpoint.vocabulary)

@@ -1,0 +1,131 @@
+"""Pooling: one vector for each sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rnn_xp.backend import Array, array_namespace, device_of, like_of
+from rnn_xp.layers.checks import (
+    check_flag,
+    check_given,
+    check_is_given,
+    check_lengths,
+    use_once,
+)
+from rnn_xp.random import Seed
+
+Params = dict[str, Array]
+KINDS = ("mean", "last")
+
+
+@dataclass
+class Cache:
+    """What `forward` keeps for one `backward`."""
+
+    layer: Pool
+    weights: Array
+    shape: tuple[int, ...]
+    like: Array
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One vector for each sequence: Σ_t w_t x_t over its valid steps.
+
+    Parameters
+    ----------
+    kind : str
+        `mean`: w_t = 1 / length. `last`: w_t = 1 at the last valid step, else 0.
+    bidirectional : bool
+        The second half of the features comes from the last step to the first: its last step is
+        step 0. No difference to `mean`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not one of these.
+    """
+
+    kind: str = "mean"
+    bidirectional: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        check_flag("bidirectional", self.bidirectional)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """No parameters."""
+        return {}
+
+    def init(
+        self,
+        seed: Seed,
+        *,
+        backend: str = "numpy",
+        device: str | None = None,
+        dtype: str = "float32",
+    ) -> Params:
+        """Return no parameters."""
+        return {}
+
+    def __call__(
+        self, params: Params, x: Array, *, lengths: Sequence[int] | Array | None = None
+    ) -> Array:
+        """Return the pooled vectors (B, F) of x (T, B, F)."""
+        return self.forward(params, x, lengths=lengths)[0]
+
+    def forward(
+        self, params: Params, x: Array, *, lengths: Sequence[int] | Array | None = None
+    ) -> tuple[Array, Cache]:
+        """Return the pooled vectors and what `backward` needs.
+
+        Parameters
+        ----------
+        params : {}
+        x : (T, B, F)
+        lengths : (B,) integers in 1..T; None: all are T
+
+        Returns
+        -------
+        y : (B, F)
+        cache
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x has no three axes, or a length is no integer in 1..T.
+        """
+        check_is_given("x", x)
+        xp = array_namespace(x=x)
+        if x.ndim != 3 or 0 in x.shape:
+            raise ValueError(f"x must have shape (T, B, F), none of them 0, got {tuple(x.shape)}")
+        weights = self._weights(x, lengths)
+        kept = xp.where(weights != 0, x, xp.zeros((), dtype=x.dtype, device=device_of(x)))
+        return xp.sum(kept * weights, axis=0), Cache(self, weights, tuple(x.shape), x[:1, :1, :1])
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, Array]:
+        """Return no gradients of parameters, and dx (T, B, F): the gradient of sum(y * dy)."""
+        use_once(self, cache)
+        check_given("dy", dy, cache.shape[1:], cache.like)
+        xp = array_namespace(dy=dy)
+        return {}, xp.broadcast_to(dy[None, :, :] * cache.weights, cache.shape)
+
+    def _weights(self, x: Array, lengths: Sequence[int] | Array | None) -> Array:
+        """Return w, (T, B, 1), or (T, B, F) where it depends on the direction."""
+        steps, batch, features = x.shape
+        host = check_lengths(lengths, steps, batch)[None, :, None]
+        time = np.arange(steps)[:, None, None]
+        if self.kind == "mean":
+            weights = np.where(time < host, 1.0 / host, 0.0)
+        elif self.bidirectional:
+            forward = np.arange(features)[None, None, :] < features // 2
+            weights = np.where(forward, time == host - 1, time == 0).astype(np.float64)
+        else:
+            weights = (time == host - 1).astype(np.float64)
+        return like_of(weights, x)
