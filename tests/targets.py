@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -109,8 +109,19 @@ def make_target(name: str) -> Target:
 def need(library: str) -> None:
     """Skip the test where `library` cannot be used; fail where this run must have its peers."""
     status = backend.available([library])[library]
-    if status.usable:
-        return
-    if library in PEERS and os.environ.get("RNN_XP_REQUIRE_PEERS") == "1":
-        pytest.fail(f"RNN_XP_REQUIRE_PEERS=1, but {library} is not usable: {status.reason}")
-    pytest.skip(f"{library}: {status.reason}")
+    if not status.usable:
+        _lacks(library, status.reason, peer=library in PEERS)
+
+
+def need_module(name: str) -> Any:
+    """Return a module of another tool; skip or fail as `need` does where it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        _lacks(name, str(error), peer=True)
+
+
+def _lacks(library: str, reason: str, *, peer: bool) -> NoReturn:
+    if peer and os.environ.get("RNN_XP_REQUIRE_PEERS") == "1":
+        pytest.fail(f"RNN_XP_REQUIRE_PEERS=1, but {library} is not usable: {reason}")
+    pytest.skip(f"{library}: {reason}")

@@ -19,11 +19,13 @@ LIBRARIES = {"cupy", "cupyx", "torch", "jax", "jaxlib", "array_api_strict"}
 # import each other.
 ORDER = (
     {"cli"},
-    {"training", "fitting", "sampling"},
+    {"plotting", "sklearn"},
+    {"tasks"},
+    {"training", "fitting", "sampling", "onnx", "interop"},
     {"checkpoint"},
     {"models"},
     {"layers", "losses", "optim", "text", "datasets"},
-    {"recurrence", "init", "random"},
+    {"recurrence", "init", "random", "sequences", "table"},
     {"cells"},
     {"backend"},
 )
