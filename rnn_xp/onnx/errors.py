@@ -1,0 +1,37 @@
+"""What can go wrong, in one line that names the file, the node and the attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class OnnxError(ValueError):
+    """A file, model, node or input cannot be used: one line that names it and the reason."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Turn an error about a value into an `OnnxError` that begins with `what`."""
+    try:
+        yield
+    except (ValueError, IndexError, TypeError) as error:
+        raise OnnxError(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def import_onnx() -> Any:
+    """Return the package `onnx`, or say in one line what to install."""
+    try:
+        import onnx
+        import onnx.backend.base
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise ImportError("onnx is not installed: pip install 'rnn-xp[onnx]'") from None
+    return onnx
