@@ -24,7 +24,9 @@ def sample(
     top_k: int | None = None,
     seed: Seed = 0,
 ) -> Iterator[str]:
-    """Yield `length` characters, each drawn from the model's prediction after all before it.
+    """Yield the text of `length` characters, each drawn after the model has read all before it.
+
+    A model of bytes draws `length` bytes, and yields "" until a character's last byte is there.
 
     Parameters
     ----------
@@ -33,22 +35,26 @@ def sample(
     prompt : integers (N,), N >= 1
         What the model reads first.
     length : int
-        Number of characters.
+        Number of characters, or of bytes.
     temperature : float
         Divides the logits: below 1 bolder, above 1 freer; 0 takes the most likely character.
     top_k : int, optional
         Draw among the k most likely characters only.
     seed : int
     """
-    prepared = model.prepare(params)
-    rng = generator(seed)
-    codes, state = prompt, None
-    for _ in range(length):
-        logits, state = model(prepared, backend.asarray(codes[:, None]), state)
-        last = to_numpy(logits[-1, 0, :]).astype(np.float64)
-        code = _draw(last, temperature, top_k, rng)
-        yield vocabulary.characters[code]
-        codes = np.asarray([code], dtype=np.int64)
+
+    def codes() -> Iterator[int]:
+        prepared = model.prepare(params)
+        rng = generator(seed)
+        new, state = prompt, None
+        for _ in range(length):
+            logits, state = model(prepared, backend.asarray(new[:, None]), state)
+            last = to_numpy(logits[-1, 0, :]).astype(np.float64)
+            code = _draw(last, temperature, top_k, rng)
+            yield code
+            new = np.asarray([code], dtype=np.int64)
+
+    return vocabulary.decode(codes())
 
 
 def _draw(

@@ -93,6 +93,8 @@ class Trainer:
     train, validation : integers (N,)
         The codes of the characters. `validation` follows `train` in the text.
     settings : Settings
+    unit : str
+        What the codes stand for, in errors: `character` or `byte`.
 
     Raises
     ------
@@ -108,17 +110,18 @@ class Trainer:
         train: Codes,
         validation: Codes,
         settings: Settings,
+        unit: str = "character",
     ) -> None:
         batch, time_steps = settings.batch_size, settings.time_steps
         needed = batch * time_steps + 1
         if len(train) < needed:
             raise TextError(
-                f"not enough text: {len(train)} characters to train on, but one batch of {batch} "
+                f"not enough text: {len(train)} {unit}s to train on, but one batch of {batch} "
                 f"streams times {time_steps} steps needs {needed}: give more text, or lower "
                 "--batch-size or --time-steps"
             )
         if len(validation) < 2:
-            raise TextError("not enough text: no two characters are left to validate on")
+            raise TextError(f"not enough text: no two {unit}s are left to validate on")
         self.model = model
         self.backend = backend
         self.dtype = dtype

@@ -24,7 +24,7 @@ from rnn_xp.cli.console import (
 from rnn_xp.cli.options import POSITIVE, add_backend, add_command, count, number
 from rnn_xp.models import CELLS, character_model
 from rnn_xp.sampling import sample
-from rnn_xp.text import TextError, Vocabulary, read_text
+from rnn_xp.text import Text, TextError, Vocabulary, read
 from rnn_xp.training import (
     Progress,
     Report,
@@ -42,7 +42,7 @@ def add_train_text(kinds: Any) -> None:
         kinds,
         "text",
         _train_text,
-        "train a character model on a UTF-8 text file",
+        "train a character model on a UTF-8 text file, or on the bytes of any file",
         "train text book.txt --out book.safetensors --backend numpy",
     )
     command.add_argument(
@@ -51,6 +51,11 @@ def add_train_text(kinds: Any) -> None:
         type=Path,
         metavar="FILE",
         help="the text (default: nine plays of Shakespeare)",
+    )
+    command.add_argument(
+        "--bytes",
+        action="store_true",
+        help="read and write bytes (UTF-8) instead of characters: any file, nothing is unknown",
     )
     command.add_argument(
         "--out", type=Path, default=Path("model.safetensors"), metavar="MODEL", help="file to write"
@@ -133,15 +138,18 @@ def _train_text(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
     out: Path = options.out
-    text = _text(options.file)
-    resumed = _resumable(options, text) if options.resume else None
+    resumed = _resumable(options) if options.resume else None
     if resumed is None:
+        text = _text(options.file, "byte" if options.bytes else "character")
+        vocabulary = Vocabulary.of(text)
         check_free(out, options.force, "go on with --resume")
+    else:
+        vocabulary = vocabulary_of(out, resumed)
+        text = _same_text(options, resumed, vocabulary.unit)
     check_writable(out)
 
     split = len(text) - round(len(text) * options.validation)
     if resumed is None:
-        vocabulary = Vocabulary.of(text)
         model = character_model(
             len(vocabulary),
             cell=options.cell,
@@ -154,12 +162,11 @@ def _train_text(options: argparse.Namespace) -> int:
         settings = Settings(**{k: v for k, v in vars(options).items() if k in names})
         dtype = options.dtype
     else:
-        vocabulary = Vocabulary(resumed.vocabulary or "")
         model = resumed.model
         values = resumed.training
         settings, split, dtype = Settings(**values["settings"]), values["split"], values["dtype"]
-    codes = vocabulary.encode(text)
-    trainer = Trainer(model, backend, dtype, codes[:split], codes[split:], settings)
+    codes, unit = vocabulary.encode(text), vocabulary.unit
+    trainer = Trainer(model, backend, dtype, codes[:split], codes[split:], settings, unit)
     if resumed is None:
         progress = trainer.start()
     else:
@@ -177,14 +184,14 @@ def _train_text(options: argparse.Namespace) -> int:
             model,
             params,
             vocabulary=vocabulary.characters,
-            task={"kind": "text"},
+            task={"kind": "text", "unit": unit},
             training=values,
             tensors=tensors,
         )
 
     size = sum(p.size if isinstance(p.size, int) else p.numel() for p in progress.params.values())
     print(
-        f"{len(text):,} characters, {len(vocabulary)} distinct; training on the first {split:,}\n"
+        f"{len(text):,} {unit}s, {len(set(text))} distinct; training on the first {split:,}\n"
         f"{size:,} parameters, {dtype}, backend {backend.name} ({backend.device_name}); "
         f"{trainer.last_step:,} steps, {trainer.steps_a_pass:,} a pass"
         + (f"; going on after step {progress.step:,}" if resumed else ""),
@@ -200,7 +207,7 @@ def _train_text(options: argparse.Namespace) -> int:
             bar.line(
                 f"step {report.step:6,}/{report.steps:,}  train loss {report.train_loss:.4f}  "
                 f"validation loss {report.validation_loss:.4f}{' *' if report.best else '  '}  "
-                f"rate {report.learning_rate:.2e}  {report.characters_per_second:,.0f} characters/s"
+                f"rate {report.learning_rate:.2e}  {report.characters_per_second:,.0f} {unit}s/s"
             )
             if log is not None:
                 log.write(json.dumps(asdict(report)) + "\n")
@@ -223,7 +230,7 @@ def _train_text(options: argparse.Namespace) -> int:
         return INTERRUPTED
     print(
         f"{outcome} after step {progress.step:,}: best validation loss "
-        f"{progress.best_loss:.4f} nats a character, at step {progress.best_step:,}; saved to {out}"
+        f"{progress.best_loss:.4f} nats a {unit}, at step {progress.best_step:,}; saved to {out}"
     )
     print("A sample:\n")
     prompt = codes[:1] if "\n" not in vocabulary.characters else vocabulary.encode("\n")
@@ -235,32 +242,39 @@ def _train_text(options: argparse.Namespace) -> int:
     return 0
 
 
-def _text(path: Path | None) -> str:
+def _text(path: Path | None, unit: str) -> Text:
     if path is not None:
-        return read_text(path)
+        return read(path, unit)
     from rnn_xp.datasets import load_shakespeare
 
-    return load_shakespeare()
+    text = load_shakespeare()
+    return text.encode() if unit == "byte" else text
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(text: Text) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
-def _resumable(options: argparse.Namespace, text: str) -> Checkpoint:
+def _resumable(options: argparse.Namespace) -> Checkpoint:
     checkpoint = load(options.out, backend=options.backend, device=options.device)
     values = checkpoint.training
     if values.get("finished") or "settings" not in values:
         raise ValueError(f"{options.out} holds a finished training: there is nothing to go on with")
-    if values.get("text") != _digest(text):
-        raise ValueError(f"{options.out} was trained on another text: give the same FILE")
     return checkpoint
+
+
+def _same_text(options: argparse.Namespace, resumed: Checkpoint, unit: str) -> Text:
+    text = _text(options.file, unit)
+    if resumed.training.get("text") != _digest(text):
+        raise ValueError(f"{options.out} was trained on another text: give the same FILE")
+    return text
 
 
 def eval_text(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print a text model's loss on a text."""
-    vocabulary = _vocabulary(options, checkpoint)
-    text = _text(options.file)
+    vocabulary = vocabulary_of(options.model, checkpoint)
+    unit = vocabulary.unit
+    text = _text(options.file, unit)
     context = None
     if options.file is None:
         if checkpoint.training.get("text") != _digest(text):
@@ -269,11 +283,11 @@ def eval_text(options: argparse.Namespace, backend: Backend, checkpoint: Checkpo
         context, text = vocabulary.encode(text[:split]), text[split:]
     codes = vocabulary.encode(text, skip_unknown=options.skip_unknown)
     if len(codes) < 2:
-        raise TextError("not enough text: a loss needs at least two characters")
+        raise TextError(f"not enough text: a loss needs at least two {unit}s")
     loss = evaluate(checkpoint.model, checkpoint.params, backend, codes, context=context)
     print(
-        f"{len(codes):,} characters, {len(text) - len(codes):,} skipped: loss {loss:.4f} nats a "
-        f"character, {loss / math.log(2):.4f} bits, perplexity {math.exp(loss):.3f}"
+        f"{len(codes):,} {unit}s, {len(text) - len(codes):,} skipped: loss {loss:.4f} nats a "
+        f"{unit}, {loss / math.log(2):.4f} bits, perplexity {math.exp(loss):.3f}"
     )
     return 0
 
@@ -291,7 +305,9 @@ def add_sample(commands: Any) -> None:
     command.add_argument(
         "--prompt", default="\n", help="what the model reads first (default: a line end)"
     )
-    command.add_argument("--length", type=count(0), default=500, help="characters to write")
+    command.add_argument(
+        "--length", type=count(0), default=500, help="characters or bytes to write"
+    )
     command.add_argument(
         "--temperature",
         type=number(0.0),
@@ -310,7 +326,7 @@ def add_sample(commands: Any) -> None:
 
 def _sample(options: argparse.Namespace) -> int:
     backend, checkpoint = load_model(options)
-    vocabulary = _vocabulary(options, checkpoint)
+    vocabulary = vocabulary_of(options.model, checkpoint)
     prompt = options.prompt
     if prompt == "\n" and prompt not in vocabulary.characters:
         prompt = vocabulary.characters[0]
@@ -335,9 +351,17 @@ def _sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def _vocabulary(options: argparse.Namespace, checkpoint: Checkpoint) -> Vocabulary:
+def vocabulary_of(path: Path, checkpoint: Checkpoint) -> Vocabulary:
+    """Return a text model's vocabulary.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no text model.
+    """
     if checkpoint.vocabulary is None or checkpoint.task.get("kind", "text") != "text":
-        raise CheckpointError(
-            f"{options.model} has no vocabulary of characters: it is no text model"
-        )
-    return Vocabulary(checkpoint.vocabulary)
+        raise CheckpointError(f"{path} has no vocabulary of characters: it is no text model")
+    try:
+        return Vocabulary(checkpoint.vocabulary, checkpoint.task.get("unit", "character"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a damaged vocabulary: {error}") from error
