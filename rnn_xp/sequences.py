@@ -25,16 +25,19 @@ class Sequences:
         Floating-point and finite; T differs from sequence to sequence.
     labels : tuple of str, or None
         The class of each sequence; None where they are not known.
+    names : tuple of str, or None
+        What each sequence is called where it is from; None: its number, from 0.
 
     Raises
     ------
     SequenceError
         If there is no sequence, one has no step, another number of channels than the first or a
-        value that is not finite, or the labels are not as many.
+        value that is not finite, or the labels or names are not as many.
     """
 
     values: tuple[HostArray, ...]
     labels: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -54,9 +57,15 @@ class Sequences:
                 )
         if self.labels is not None and len(self.labels) != len(self.values):
             raise SequenceError(f"{len(self.values)} sequences have {len(self.labels)} labels")
+        if self.names is not None and len(self.names) != len(self.values):
+            raise SequenceError(f"{len(self.values)} sequences have {len(self.names)} names")
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def name(self, k: int) -> str:
+        """Return what sequence k is called."""
+        return str(k) if self.names is None else self.names[k]
 
     @property
     def channels(self) -> int:
@@ -71,7 +80,8 @@ class Sequences:
     def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Sequences:
         """Return some of the sequences, in the order of `indices`."""
         labels = None if self.labels is None else tuple(self.labels[k] for k in indices)
-        return Sequences(tuple(self.values[k] for k in indices), labels)
+        names = None if self.names is None else tuple(self.names[k] for k in indices)
+        return Sequences(tuple(self.values[k] for k in indices), labels, names)
 
     def padded(self) -> HostArray:
         """Return all of them as (T, B, C), T the longest, with zeros past a sequence's end."""

@@ -10,7 +10,7 @@ import numpy as np
 from rnn_xp.backend import Array, Backend, to_numpy
 from rnn_xp.fitting import Gradients, Indices, Params
 from rnn_xp.models import Chain
-from rnn_xp.random import Seed
+from rnn_xp.random import Seed, generator, spawn
 from rnn_xp.sequences import Sequences
 
 HostArray = np.ndarray[Any, Any]
@@ -25,6 +25,8 @@ def gradients_of(
     sequences: Sequences,
     targets: HostArray,
     loss: Loss,
+    *,
+    noise: float = 0.0,
 ) -> Gradients:
     """Return the function that `fit` calls: the loss over a batch of examples, and its gradients.
 
@@ -40,12 +42,20 @@ def gradients_of(
         Floating-point ones are cast to `dtype`.
     loss : function
         (outputs (B, K), targets (B, ...)) → mean loss, gradient (B, K).
+    noise : float
+        Standard deviation of Gaussian noise that every batch gets on its inputs, each time anew: a
+        penalty on steep outputs (C. M. Bishop, "Training with noise is equivalent to Tikhonov
+        regularization", Neural Computation 7 (1995) 108-116).
     """
     kind = dtype if targets.dtype.kind == "f" else None
 
     def gradients(params: Params, indices: Indices, seed: Seed) -> tuple[Array, Params]:
         batch = sequences.take(indices)
-        x = backend.asarray(batch.padded(), dtype)
+        values = batch.padded()
+        if noise:
+            drawn = generator(spawn(seed, len(model.layers))).standard_normal(values.shape)
+            values = values + noise * drawn
+        x = backend.asarray(values, dtype)
         y, _, cache = model.forward(params, x, lengths=batch.lengths, dropout_seed=seed)
         mean, dy = loss(y, backend.asarray(targets[indices], kind))
         dparams, _, _ = model.backward(params, cache, dy)
