@@ -20,10 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp.backend import Array, dtype_name, select, to_numpy
+from rnn_xp.captioner import Captioner
 from rnn_xp.models import Chain
 
 FORMAT = "rnn_xp 1"
 _TRAINING = "training."
+# How a model is described that is no chain: by a dict with its type. A chain is a list of layers.
+_TYPES = {"Captioner": Captioner}
 
 
 class CheckpointError(ValueError):
@@ -33,7 +36,8 @@ class CheckpointError(ValueError):
 class Checkpoint(NamedTuple):
     """What `load` returns."""
 
-    model: Chain
+    model: Any
+    """A `Chain`, or one of the other models: as it was saved."""
     params: dict[str, Array]
     vocabulary: str | None
     """The characters, in the order of their numbers."""
@@ -47,7 +51,7 @@ class Checkpoint(NamedTuple):
 
 def save(
     path: str | os.PathLike[str],
-    model: Chain,
+    model: Chain | Captioner,
     params: Mapping[str, Array],
     *,
     vocabulary: str | None = None,
@@ -63,7 +67,7 @@ def save(
     Parameters
     ----------
     path : path-like
-    model : Chain
+    model : Chain or Captioner
     params : dict of arrays
     vocabulary : str, optional
         The characters, in the order of their numbers.
@@ -82,7 +86,7 @@ def save(
     from safetensors.numpy import save as to_bytes
 
     arrays = {name: _host(value) for name, value in params.items()}
-    problem = _misfit(model, arrays)
+    problem = misfit(model.shapes, arrays)
     if problem:
         raise ValueError(f"params do not fit the model: {problem}")
     arrays |= {_TRAINING + name: _host(value) for name, value in (tensors or {}).items()}
@@ -144,33 +148,20 @@ def load(
     OSError
         If the file cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
-    with open(path, "rb"):  # OSError with the system's own reason
-        pass
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    try:
-        with safe_open(os.fspath(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} is not a safetensors file, or is truncated ({reason})"
-        ) from error
+    arrays, metadata = read_tensors(path)
     found = metadata.get("format")
     if found != FORMAT:
         what = f"the format {found!r}" if found else "no rnn_xp model description"
         raise CheckpointError(f"{path} has {what}: expected the format {FORMAT!r}")
     try:
-        model = Chain.build(json.loads(metadata["model"]))
+        model = _build(json.loads(metadata["model"]))
         vocabulary = json.loads(metadata.get("vocabulary", "null"))
         task = json.loads(metadata.get("task", "{}"))
         training = json.loads(metadata.get("training", "{}"))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error})") from error
     params = {name: a for name, a in arrays.items() if not name.startswith(_TRAINING)}
-    problem = _misfit(model, params)
+    problem = misfit(model.shapes, params)
     if problem:
         raise CheckpointError(f"{path} does not fit its own model description: {problem}")
     chosen = select(backend, device)
@@ -188,9 +179,66 @@ def load(
     )
 
 
-def _misfit(model: Chain, params: Mapping[str, np.ndarray[Any, Any]]) -> str | None:
-    """Say in a few words how the parameters differ from what the model has; None if they fit."""
-    for name, shape in model.shapes.items():
+def read_tensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Return the tensors and the metadata of any safetensors file.
+
+    bfloat16, which NumPy lacks, is widened to float32: every value is the same.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is truncated or no safetensors file.
+    OSError
+        If it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # OSError with the system's own reason
+        pass
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    try:
+        with safe_open(os.fspath(path), framework="np") as file:
+            for name in file.keys():  # noqa: SIM118
+                if file.get_slice(name).get_dtype() == "BF16":
+                    arrays[name] = _bfloat16(path, name)
+                else:
+                    arrays[name] = file.get_tensor(name)
+            return arrays, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is truncated ({reason})"
+        ) from error
+
+
+def _bfloat16(path: str | os.PathLike[str], name: str) -> np.ndarray[Any, Any]:
+    """Read one bfloat16 tensor as float32: its bits are the upper half of float32's."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+        start, stop = entry["data_offsets"]
+        file.seek(8 + size + start)
+        halves = np.frombuffer(file.read(stop - start), dtype="<u2")
+    return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+
+
+def _build(description: Any) -> Chain | Captioner:
+    """Make a model from what its `describe` returned."""
+    if isinstance(description, list):
+        return Chain.build(description)
+    kind = description.get("type")
+    if kind not in _TYPES:
+        raise ValueError(f"unknown model type {kind!r}")
+    return _TYPES[kind].build(description)
+
+
+def misfit(
+    shapes: Mapping[str, tuple[int, ...]], params: Mapping[str, np.ndarray[Any, Any]]
+) -> str | None:
+    """Say in a few words how the parameters differ from `shapes`; None if they fit."""
+    for name, shape in shapes.items():
         if name not in params:
             return f"the tensor {name} is missing"
         if params[name].shape != shape:
@@ -198,6 +246,6 @@ def _misfit(model: Chain, params: Mapping[str, np.ndarray[Any, Any]]) -> str | N
         if dtype_name(params[name].dtype) not in ("float16", "float32", "float64"):
             return f"{name} has dtype {params[name].dtype}, expected a floating-point one"
     for name in params:
-        if name not in model.shapes:
+        if name not in shapes:
             return f"the tensor {name} is not expected"
     return None

@@ -12,6 +12,7 @@ of elements that count.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -183,6 +184,64 @@ def sigmoid_squared_error(
     return _like(xp, loss, logits), _like(xp, weighted * o * (1.0 - o), logits)
 
 
+def quantile_loss(
+    predictions: Array,
+    targets: Array,
+    quantiles: Sequence[float],
+    *,
+    mask: Array = None,
+    reduction: str = "mean",
+) -> tuple[Array, Array]:
+    """Mean of max(q (y - o), (q - 1) (y - o)) over the elements that count and the quantiles.
+
+    The pinball loss: the o that makes it least is the q-quantile of y (R. Koenker, G. Bassett,
+    "Regression Quantiles", Econometrica 46 (1978) 33-50). The gradient is -q where o < y, 1 - q
+    where o > y, and 0 where they are equal.
+
+    Parameters
+    ----------
+    predictions : o, (..., Q)
+        One for each quantile.
+    targets : y, (...), of the dtype of the predictions
+    quantiles : q, Q numbers between 0 and 1
+    mask : (...) boolean, optional
+        Only elements with True count, the targets of the others may be anything, NaN too.
+    reduction : str
+        `mean` over the elements that count and the quantiles, or `sum`.
+
+    Returns
+    -------
+    loss : ()
+    dpredictions : (..., Q)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `softmax_cross_entropy`, or if the quantiles are not Q numbers between 0 and 1.
+    """
+    xp = array_namespace(predictions=predictions, targets=targets, mask=mask)
+    _check_floating("predictions", predictions)
+    shape = tuple(predictions.shape)
+    _check_quantiles(quantiles, shape)
+    _check_like("targets", targets, shape[:-1], predictions)
+    _check_dtype(targets, "predictions", predictions)
+    o, y = _widened(xp, predictions), _widened(xp, targets)
+    weights = _weights(xp, mask, shape[:-1], o, reduction)
+    if reduction == "mean":
+        weights = weights / len(quantiles)
+    if mask is not None:
+        y, weights = xp.where(mask, y, xp.zeros_like(y)), xp.reshape(weights, (*shape[:-1], 1))
+    else:
+        weights = xp.reshape(weights, ())
+    q = xp.asarray(list(quantiles), dtype=o.dtype, device=device_of(o))
+    difference = o - xp.expand_dims(y, axis=-1)
+    zero = xp.zeros_like(difference)
+    slope = xp.where(difference > 0, 1.0 - q, xp.where(difference < 0, -q, zero))
+    gradient = slope * weights
+    loss = xp.sum(gradient * difference)
+    return _like(xp, loss, predictions), _like(xp, gradient, predictions)
+
+
 def sigmoid(a: Array) -> Array:
     """Return σ(a) = (1 + tanh(a / 2)) / 2, which cannot overflow."""
     xp = array_namespace(a=a)
@@ -197,10 +256,7 @@ def _elementwise(
     _check_floating(name, values)
     shape = tuple(values.shape)
     _check_like("targets", targets, shape, values)
-    if targets.dtype != values.dtype:
-        raise TypeError(
-            f"targets has dtype {dtype_name(targets.dtype)}, {name} {dtype_name(values.dtype)}"
-        )
+    _check_dtype(targets, name, values)
     wide = _widened(xp, values)
     weights = _weights(xp, mask, shape, wide, reduction)
     return xp, wide, _widened(xp, targets), xp.reshape(weights, () if mask is None else shape)
@@ -240,6 +296,24 @@ def _like(xp: Namespace, array: Array, like: Array) -> Array:
 def _check_floating(name: str, array: Array) -> None:
     if not is_floating(array):
         raise TypeError(f"{name} must be floating-point, got {dtype_name(array.dtype)}")
+
+
+def _check_dtype(targets: Array, name: str, values: Array) -> None:
+    if targets.dtype != values.dtype:
+        raise TypeError(
+            f"targets has dtype {dtype_name(targets.dtype)}, {name} {dtype_name(values.dtype)}"
+        )
+
+
+def _check_quantiles(quantiles: Sequence[float], shape: tuple[int, ...]) -> None:
+    for quantile in quantiles:
+        if not 0.0 < quantile < 1.0:
+            raise ValueError(f"quantiles must lie between 0 and 1, got {quantile}")
+    if not len(quantiles) or not shape or shape[-1] != len(quantiles):
+        raise ValueError(
+            f"predictions must have one value for each of the {len(quantiles)} quantiles in the "
+            f"last axis, got the shape {shape}"
+        )
 
 
 def _check_like(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:

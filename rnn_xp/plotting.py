@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -30,6 +31,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST_CHARACTERS = 1000
 """Of a text that is drawn."""
+MOST_PICTURES = 40
+"""With captions, in one figure."""
 _A_ROW = 80  # characters of a text side by side
 # Fonts that have what matplotlib's own lacks, on the usual systems.
 _FONTS = (
@@ -235,6 +238,45 @@ def confusion(matrix: HostArray, classes: Sequence[str]) -> Figure:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     figure.colorbar(image, ax=axes, label="part of the true class", shrink=0.8)
+    return figure
+
+
+def captions(
+    images: HostArray, written: Sequence[str], true: Sequence[str] | None, names: Sequence[str]
+) -> Figure:
+    """Draw pictures with the captions that a model wrote, and the true ones where these differ.
+
+    Parameters
+    ----------
+    images : (N, rows, columns)
+        Drawn darker where the number is higher.
+    written, names : N each
+        A caption of each picture, and what the picture is called.
+    true : N, optional
+
+    Raises
+    ------
+    PlotError
+        If there are more than `MOST_PICTURES`, or they do not have two axes.
+    """
+    if len(images) > MOST_PICTURES:
+        raise PlotError(f"{len(images):,} pictures are too many to draw: choose {MOST_PICTURES}")
+    if images.ndim != 3:
+        raise PlotError(f"pictures to draw must have two axes, got the shape {images.shape[1:]}")
+    columns = min(4, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = _figure(2.4 * columns, 2.6 * rows)
+    for k, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if k >= len(images):
+            continue
+        axes.imshow(images[k], cmap="Greys")
+        lines = [names[k], *textwrap.wrap(written[k], 24)]
+        right = true is None or written[k] == true[k]
+        if true is not None and not right:
+            lines += ["true:", *textwrap.wrap(true[k], 24)]
+        axes.set_title("\n".join(lines), fontsize=8, color="black" if right else COLOURS[1])
+        _named(axes.title)
     return figure
 
 

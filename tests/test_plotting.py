@@ -97,6 +97,28 @@ def test_confusion_shows_counts_and_accuracy() -> None:
         assert [label.get_text() for label in labels] == ["a", "b", "c"]
 
 
+def test_captions_say_what_is_wrong() -> None:
+    images = np.arange(45.0).reshape(5, 3, 3)
+    written = ["a one", "a two", "a three", "a four, leaning to the left, wide", "a five"]
+    figure = plotting.captions(images, written, [*written[:4], "a six"], list("abcde"))
+    found = [axes for axes in figure.axes if axes.images]
+    assert len(found) == 5
+    for axes, image in zip(found, images, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    titles = [axes.get_title() for axes in found]
+    assert titles[:2] == ["a\na one", "b\na two"]
+    assert titles[3:] == ["d\na four, leaning to the\nleft, wide", "e\na five\ntrue:\na six"]
+    colours = [axes.title.get_color() for axes in found]
+    assert colours[:4] == ["black"] * 4
+    assert colours[4] != "black"
+    alone = plotting.captions(images[:1], ["a one"], None, ["a"])
+    assert alone.axes[0].get_title() == "a\na one"
+    with pytest.raises(PlotError, match="too many to draw: choose 40"):
+        plotting.captions(np.zeros((41, 2, 2)), ["a"] * 41, None, ["b"] * 41)
+    with pytest.raises(PlotError, match="two axes"):
+        plotting.captions(np.zeros((1, 4)), ["a"], None, ["b"])
+
+
 def test_gradient_counts_back_from_the_loss() -> None:
     panels = {
         "half": {"Elman": [0.0, 0.25, 1.0], "LSTM": [0.5, 0.75, 1.0]},

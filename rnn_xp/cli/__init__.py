@@ -13,11 +13,16 @@ from collections.abc import Sequence
 
 from rnn_xp import __version__
 from rnn_xp.backend import BackendError, available
+from rnn_xp.cli.caption import add_train_caption
+from rnn_xp.cli.classify import add_train_classify
 from rnn_xp.cli.console import INTERRUPTED
 from rnn_xp.cli.demo import add_demo
+from rnn_xp.cli.inspect import add_inspect
 from rnn_xp.cli.options import Help, Parser, add_command
+from rnn_xp.cli.plot import add_plot
+from rnn_xp.cli.series import add_train_series
 from rnn_xp.cli.text import add_sample, add_train_text
-from rnn_xp.cli.use import add_eval
+from rnn_xp.cli.use import add_eval, add_predict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,8 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model", formatter_class=Help)
     kinds = train.add_subparsers(title="what to train", required=True, metavar="KIND")
     add_train_text(kinds)
+    add_train_classify(kinds)
+    add_train_caption(kinds)
+    add_train_series(kinds)
     add_eval(commands)
+    add_predict(commands)
     add_sample(commands)
+    add_inspect(commands)
+    add_plot(commands)
     add_command(commands, "backends", _backends, "show which array libraries can be used here")
     return parser
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,14 @@ import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
 from rnn_xp.checkpoint import Checkpoint, CheckpointError, replace_file, save
-from rnn_xp.cli.console import INTERRUPTED, check_free, check_writable
+from rnn_xp.cli.console import (
+    INTERRUPTED,
+    as_csv,
+    check_free,
+    check_output,
+    check_writable,
+    print_table,
+)
 from rnn_xp.cli.fit import add_fitting, run_fit
 from rnn_xp.cli.options import add_command, number
 from rnn_xp.fitting import Fitted, Params, Settings
@@ -186,7 +191,7 @@ def _fit(
 
 def eval_classifier(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print a classifier's accuracy and confusion matrix; write the matrix on request."""
-    _check_output(options.confusion, options.force)
+    check_output(options.confusion, options.force)
     encoding = _encoding(options, checkpoint)
     sequences = _data(options, checkpoint, labelled=True)
     with _source(options.file):
@@ -199,15 +204,15 @@ def eval_classifier(options: argparse.Namespace, backend: Backend, checkpoint: C
     ]
     print(f"{_summary(sequences)}: {_score(logits, targets)}")
     print("\nHow often each class (row) was taken for each class (column):\n")
-    _print_table(rows)
+    print_table(rows)
     if options.confusion is not None:
-        replace_file(options.confusion, _csv(rows))
+        replace_file(options.confusion, as_csv(rows))
     return 0
 
 
 def predict_classes(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the likeliest class of each sequence and its probability, or write them."""
-    _check_output(options.out, options.force)
+    check_output(options.out, options.force)
     encoding = _encoding(options, checkpoint)
     sequences = _data(options, checkpoint, labelled=False)
     with _source(options.file):
@@ -218,9 +223,9 @@ def predict_classes(options: argparse.Namespace, backend: Backend, checkpoint: C
         best = int(row.argmax())
         rows.append((sequences.name(k), encoding.classes[best], f"{row[best]:.4f}"))
     if options.out is None:
-        _print_table(rows)
+        print_table(rows)
     else:
-        replace_file(options.out, _csv(rows))
+        replace_file(options.out, as_csv(rows))
     return 0
 
 
@@ -280,21 +285,3 @@ def _source(path: Path | None) -> Iterator[None]:
         yield
     except SequenceError as error:
         raise SequenceError(f"{path or 'the built-in data'}: {error}") from error
-
-
-def _check_output(path: Path | None, force: bool) -> None:
-    if path is not None:
-        check_free(path, force)
-        check_writable(path)
-
-
-def _print_table(rows: Sequence[Sequence[Any]]) -> None:
-    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell!s:>{width}}" for cell, width in zip(row, widths, strict=True)))
-
-
-def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import io
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -43,6 +45,27 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
+
+
+def check_output(path: Path | None, force: bool) -> None:
+    """Raise if a file that is asked for would replace another, or cannot be written."""
+    if path is not None:
+        check_free(path, force)
+        check_writable(path)
+
+
+def print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows with their columns aligned to the right."""
+    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell!s:>{width}}" for cell, width in zip(row, widths, strict=True)))
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return rows as a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 @contextlib.contextmanager

@@ -9,14 +9,36 @@ from typing import Any
 
 from rnn_xp.backend import Backend
 from rnn_xp.checkpoint import Checkpoint, CheckpointError
+from rnn_xp.cli.caption import add_writing, eval_captioner, write_for
+from rnn_xp.cli.classify import eval_classifier, predict_classes
 from rnn_xp.cli.console import load_model
 from rnn_xp.cli.options import add_backend, add_command
+from rnn_xp.cli.series import eval_series, predict_series
 from rnn_xp.cli.text import eval_text
 
 Use = Callable[[argparse.Namespace, Backend, Checkpoint], int]
 
 # What each kind of model does with a file; a kind that is not in PREDICT only evaluates.
-EVAL: dict[str, Use] = {"text": eval_text}
+EVAL: dict[str, Use] = {
+    "text": eval_text,
+    "classify": eval_classifier,
+    "series": eval_series,
+    "caption": eval_captioner,
+}
+PREDICT: dict[str, Use] = {
+    "classify": predict_classes,
+    "series": predict_series,
+    "caption": write_for,
+}
+# Options that only one kind of model has a use for.
+ONLY = {
+    "skip_unknown": "text",
+    "confusion": "classify",
+    "index": "caption",
+    "beam": "caption",
+    "max_length": "caption",
+    "show": "caption",
+}
 
 
 def add_eval(commands: Any) -> None:
@@ -34,6 +56,31 @@ def add_eval(commands: Any) -> None:
         action="store_true",
         help="of a text, leave out characters the model has never seen",
     )
+    command.add_argument(
+        "--confusion",
+        type=Path,
+        metavar="FILE",
+        help="of a classifier, write the confusion matrix to this CSV file",
+    )
+    command.add_argument("--force", action="store_true", help="replace the CSV file if it exists")
+    add_backend(command, dtype=None)
+
+
+def add_predict(commands: Any) -> None:
+    """Add `predict`."""
+    command = add_command(
+        commands,
+        "predict",
+        lambda options: _use(PREDICT, options),
+        "apply a model to a file, or to the held-out part of the built-in data",
+        "predict model.safetensors unlabelled.ts --out labels.csv",
+    )
+    _add_files(command, "the data (default: the part of the built-in data not trained on)")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="write a CSV file instead of printing a table"
+    )
+    command.add_argument("--force", action="store_true", help="replace the CSV file if it exists")
+    add_writing(command)
     add_backend(command, dtype=None)
 
 
@@ -49,4 +96,11 @@ def _use(table: dict[str, Use], options: argparse.Namespace) -> int:
         raise CheckpointError(
             f"{options.model} is a model of the kind {kind!r}: expected one of {', '.join(table)}"
         )
+    for name, owner in ONLY.items():
+        if getattr(options, name, None) and kind != owner:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--{option} is for models of the kind {owner!r}; {options.model} is of the kind "
+                f"{kind!r}"
+            )
     return table[kind](options, backend, checkpoint)
