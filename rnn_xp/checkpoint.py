@@ -9,10 +9,8 @@ A reader that knows nothing of this package finds the parameters by their names.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +19,11 @@ import numpy as np
 
 from rnn_xp.backend import Array, dtype_name, select, to_numpy
 from rnn_xp.captioner import Captioner
-from rnn_xp.models import Chain
+from rnn_xp.files import replace_file
+from rnn_xp.models import Chain, Layer
 
 FORMAT = "rnn_xp 1"
 _TRAINING = "training."
-# How a model is described that is no chain: by a dict with its type. A chain is a list of layers.
-_TYPES = {"Captioner": Captioner}
 
 
 class CheckpointError(ValueError):
@@ -37,7 +34,7 @@ class Checkpoint(NamedTuple):
     """What `load` returns."""
 
     model: Any
-    """A `Chain`, or one of the other models: as it was saved."""
+    """A `Chain`, a `Captioner` or a layer: as it was saved."""
     params: dict[str, Array]
     vocabulary: str | None
     """The characters, in the order of their numbers."""
@@ -51,7 +48,7 @@ class Checkpoint(NamedTuple):
 
 def save(
     path: str | os.PathLike[str],
-    model: Chain | Captioner,
+    model: Chain | Captioner | Layer,
     params: Mapping[str, Array],
     *,
     vocabulary: str | None = None,
@@ -67,7 +64,7 @@ def save(
     Parameters
     ----------
     path : path-like
-    model : Chain or Captioner
+    model : Chain, Captioner, or one layer
     params : dict of arrays
     vocabulary : str, optional
         The characters, in the order of their numbers.
@@ -90,7 +87,7 @@ def save(
     if problem:
         raise ValueError(f"params do not fit the model: {problem}")
     arrays |= {_TRAINING + name: _host(value) for name, value in (tensors or {}).items()}
-    metadata = {"format": FORMAT, "model": json.dumps(model.describe())}
+    metadata = {"format": FORMAT, "model": json.dumps(_describe(model))}
     if vocabulary is not None:
         metadata["vocabulary"] = json.dumps(vocabulary)
     if task is not None:
@@ -103,24 +100,6 @@ def save(
 def _host(value: Array) -> np.ndarray[Any, Any]:
     # safetensors writes the memory as it lies, so a transposed view must become contiguous.
     return np.ascontiguousarray(to_numpy(value))
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` as a whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def load(
@@ -224,14 +203,22 @@ def _bfloat16(path: str | os.PathLike[str], name: str) -> np.ndarray[Any, Any]:
     return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
-def _build(description: Any) -> Chain | Captioner:
-    """Make a model from what its `describe` returned."""
+def _describe(model: Chain | Captioner | Layer) -> Any:
+    """Return a model as plain values: a list of a chain's layers, else a dict with its type."""
+    if isinstance(model, Chain | Captioner):
+        return model.describe()
+    (layer,) = Chain((("", model),)).describe()
+    return layer
+
+
+def _build(description: Any) -> Chain | Captioner | Layer:
+    """Make the model that `_describe` took apart."""
     if isinstance(description, list):
         return Chain.build(description)
-    kind = description.get("type")
-    if kind not in _TYPES:
-        raise ValueError(f"unknown model type {kind!r}")
-    return _TYPES[kind].build(description)
+    if description.get("type") == "Captioner":
+        return Captioner.build(description)
+    ((_, layer),) = Chain.build([description]).layers
+    return layer
 
 
 def misfit(

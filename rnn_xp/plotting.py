@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.checkpoint import replace_file
+from rnn_xp.files import replace_file
 
 Figure = Any
 """A `matplotlib.figure.Figure`."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from rnn_xp.files import read_npz, read_utf8
 from rnn_xp.sequences import SequenceError, Sequences
 from rnn_xp.table import as_number, read_table
 
@@ -74,12 +73,7 @@ def read_sequences(path: str | os.PathLike[str], *, labelled: bool = True) -> Pa
 
 
 def _read_ts(path: Path, labelled: bool) -> Sequences:
-    try:
-        lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
-    except UnicodeDecodeError as error:
-        raise SequenceError(
-            f"{path} is not UTF-8 text: byte {error.start} is no part of it"
-        ) from None
+    lines = enumerate(read_utf8(path, SequenceError).splitlines(), start=1)
     header = _read_header(path, lines)
     if labelled and not header.has_labels:
         raise SequenceError(f"{path} has no labels (@classLabel is false)")
@@ -188,7 +182,7 @@ def _wrong(path: Path, number: int, reason: str) -> NoReturn:
 
 
 def _read_npz(path: Path, labelled: bool) -> Parts:
-    arrays = _arrays(path)
+    arrays = read_npz(path, SequenceError)
     for name in ("frames", "offsets", *(("labels",) if labelled else ())):
         if name not in arrays:
             held = ", ".join(arrays) or "nothing"
@@ -221,21 +215,6 @@ def _read_npz(path: Path, labelled: bool) -> Parts:
             f"{path}: is_test must be true for some sequences, and false for others"
         )
     return Parts(whole.take(np.flatnonzero(~is_test)), whole.take(np.flatnonzero(is_test)))
-
-
-def _arrays(path: Path) -> dict[str, HostArray]:
-    with open(path, "rb") as file:  # NumPy leaves a file open that it cannot read
-        if not zipfile.is_zipfile(file):
-            raise SequenceError(f"{path} is no usable .npz file (no zip archive, or truncated)")
-        file.seek(0)
-        try:
-            held = np.load(file, allow_pickle=False)
-            arrays = {name: held[name] for name in held.files}
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            reason = str(error).partition("\n")[0]
-            raise SequenceError(f"{path} is no usable .npz file ({reason})") from error
-    # NumPy gives the bytes of a member that is no array.
-    return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray)}
 
 
 def _unlike(path: Path, name: str, array: HostArray, expected: str) -> NoReturn:

@@ -8,10 +8,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from rnn_xp.files import read_utf8
 
 HostArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -108,12 +109,7 @@ def read_table(path: str | os.PathLike[str], *, header: bool | None = True) -> T
     OSError
         If it cannot be read.
     """
-    data = Path(path).read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path} is not UTF-8 text: byte {error.start} is no part of it") from None
-    return parse_table(text, os.fspath(path), header=header)
+    return parse_table(read_utf8(path, TableError), os.fspath(path), header=header)
 
 
 def parse_table(text: str, source: str, *, header: bool | None = True) -> Table:

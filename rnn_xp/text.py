@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from rnn_xp.files import read_utf8
+
 Codes = np.ndarray[Any, np.dtype[np.int64]]
 Text = str | bytes
 """Characters, or bytes."""
@@ -37,14 +39,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
     OSError
         If it cannot be read.
     """
-    data = Path(path).read_bytes()
     try:
-        text = data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path} is not UTF-8 text: byte {error.start} is no part of it (a model of bytes "
-            "reads any file: train text --bytes)"
-        ) from None
+        text = read_utf8(path, TextError)
+    except TextError as error:
+        raise TextError(f"{error} (a model of bytes reads any file: train text --bytes)") from None
     if not text:
         raise TextError(f"{path} is empty")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -235,7 +235,7 @@ def test_a_file_holds_a_captioner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ({"type": "Painter"}, "unknown model type 'Painter'"),
+        ({"type": "Painter"}, "unknown layer type 'Painter'"),
         ({"type": "Captioner", "text": []}, "wrong arguments for Captioner: 'image'"),
         ({"type": "Captioner", "image": {"size": 3}, "text": []}, "unexpected keyword"),
         ("Captioner", "damaged model description"),

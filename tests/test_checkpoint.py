@@ -11,8 +11,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rnn_xp import character_model, load, save
-from rnn_xp.checkpoint import CheckpointError, replace_file
+from rnn_xp import GRU, LSTM, RNN, character_model, load, save
+from rnn_xp.checkpoint import CheckpointError
+from rnn_xp.files import replace_file
 from rnn_xp.models import Chain
 
 MODEL = character_model(5, cell="lstm", embedding_size=3, hidden_size=4, num_layers=2, dropout=0.1)
@@ -33,6 +34,21 @@ def test_round_trip(tmp_path: Path) -> None:
         assert np.array_equal(found.params[name], value)
     assert load(path, dtype="float64").params["linear.weight"].dtype == np.float64
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [RNN(2, 3, nonlinearity="relu"), LSTM(2, 4, 2, bidirectional=True, proj_size=3), GRU(2, 3)],
+    ids=repr,
+)
+def test_one_layer_alone(tmp_path: Path, layer: RNN | LSTM | GRU) -> None:
+    params = layer.init(1)
+    save(tmp_path / "layer", layer, params)
+    found = load(tmp_path / "layer")
+    assert found.model == layer
+    assert load_file(tmp_path / "layer").keys() == params.keys()
+    for name, value in params.items():
+        assert np.array_equal(found.params[name], value)
 
 
 def test_names_are_pytorch_s_and_the_description_is_json(tmp_path: Path) -> None:

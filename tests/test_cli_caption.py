@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from targets import need_module
 from test_cli import command, fails, run
 
 from rnn_xp import character_model
@@ -230,3 +231,31 @@ def test_help_shows_an_example(tmp_path: Path) -> None:
     code, out, _ = run(tmp_path, "train", "caption", "--help")
     assert code == 0
     assert "example:\n  rnn-xp train caption pictures.npz" in out
+
+
+def test_captions_are_drawn(folder: Path) -> None:
+    need_module("matplotlib")
+    code, out, err = run(folder, "plot", "captions", "m.st", "bars.npz", "--out", "c.svg")
+    assert (code, out, err) == (0, "saved to c.svg\n", "")
+    text = (folder / "c.svg").read_text()
+    assert all(f"<!-- picture {k} -->" in text for k in range(12))
+    assert "<!-- picture 12 -->" not in text
+    arguments = ["--index", "30", "7", "--beam", "1", "--out", "two.svg"]
+    assert run(folder, "plot", "captions", "m.st", "bare.npz", "--out", "b.png")[0] == 0
+    assert run(folder, "plot", "captions", "m.st", "bars.npz", *arguments)[0] == 0
+    text = (folder / "two.svg").read_text()
+    assert text.index("<!-- picture 30 -->") < text.index("<!-- picture 7 -->")
+    assert text.count("<!-- a bar, on the left -->") == 1
+    assert text.count("<!-- a bar, on the right -->") == 1
+    many = ("--index", *map(str, range(41)))
+    assert "choose 40" in fails(
+        folder, "plot", "captions", "m.st", "bars.npz", *many, "--out", "no.png"
+    )
+    assert "0..49, got 50" in fails(
+        folder, "plot", "captions", "m.st", "bars.npz", "--index", "50", "--out", "no.png"
+    )
+    model = character_model(3, hidden_size=4)
+    save(folder / "t.st", model, model.init(0), vocabulary="abc", task={"kind": "text"})
+    assert "of the kind 'text': expected caption" in fails(
+        folder, "plot", "captions", "t.st", "bars.npz", "--out", "no.png"
+    )

@@ -385,7 +385,9 @@ def test_without_matplotlib(tmp_path: Path) -> None:
     assert "matplotlib is installed but broken: No module named 'no_such_part_of_it'" in line
 
 
-@pytest.mark.parametrize("kind", ["loss", "forecast", "confusion", "gradient", "activations"])
+@pytest.mark.parametrize(
+    "kind", ["loss", "forecast", "confusion", "captions", "gradient", "activations"]
+)
 def test_help_shows_an_example(tmp_path: Path, kind: str) -> None:
     code, out, _ = run(tmp_path, "plot", kind, "--help")
     assert code == 0

@@ -136,7 +136,7 @@ def test_one_seed_gives_one_model(tmp_path: Path, sales: Path) -> None:
 
 
 def test_an_interrupted_training_saves_its_best_epoch(tmp_path: Path) -> None:
-    arguments = ("train", "series", "--epochs", "4000", "--backend", "numpy")
+    arguments = ("train", "series", "--epochs", "1000", "--backend", "numpy")
     process = subprocess.Popen(
         command(*arguments),
         cwd=tmp_path,
@@ -146,7 +146,7 @@ def test_an_interrupted_training_saves_its_best_epoch(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     seen = ""
-    while "epoch  200/" not in seen:
+    while "epoch   50/" not in seen:
         line = process.stdout.readline()
         assert line, seen
         seen += line

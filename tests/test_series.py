@@ -243,7 +243,7 @@ def test_every_library_trains_and_forecasts_alike(target: Target) -> None:
 
     def trained(name: str, device: str | None) -> HostArray:
         backend = select(name, device)
-        windows, targets = described.examples(series, parts.train[::2])
+        windows, targets = described.examples(series, parts.train[::2], (1.0,))
         gradients = gradients_of(model, backend, "float64", windows, targets, described.loss)
         params = model.init(0, backend=name, device=device, dtype="float64")
         fitted = fit(params, gradients, len(targets), Settings(epochs=2, batch_size=8))

@@ -26,7 +26,7 @@ ORDER = (
     {"captioner", "models"},
     {"layers", "losses", "optim", "text", "datasets"},
     {"recurrence", "init", "random", "sequences", "sequence_files", "table"},
-    {"cells"},
+    {"cells", "files"},
     {"backend"},
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rnn_xp.backend import Backend, select
 from rnn_xp.captioner import Captioner, caption_model
-from rnn_xp.checkpoint import Checkpoint, CheckpointError, replace_file, save
+from rnn_xp.checkpoint import Checkpoint, CheckpointError, save
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
@@ -25,6 +25,7 @@ from rnn_xp.cli.console import (
 )
 from rnn_xp.cli.fit import add_fitting, run_fit
 from rnn_xp.cli.options import add_command, count, number
+from rnn_xp.files import replace_file
 from rnn_xp.fitting import Fitted, Params, Settings
 from rnn_xp.random import spawn
 from rnn_xp.tasks.caption import (
@@ -76,7 +77,7 @@ def add_train_caption(kinds: Any) -> None:
 
 
 def add_writing(command: argparse.ArgumentParser) -> None:
-    """Add the options of `predict` that only a captioner has a use for."""
+    """Add the options that say which captions a captioner writes."""
     command.add_argument(
         "--index", type=count(0), nargs="+", metavar="K", help="of pictures, only these"
     )
@@ -89,6 +90,10 @@ def add_writing(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most words of a caption (default: as many as in the longest one trained on)",
     )
+
+
+def add_show(command: argparse.ArgumentParser) -> None:
+    """Add `--show`, of `predict`."""
     command.add_argument(
         "--show",
         action="store_true",
@@ -213,13 +218,43 @@ def eval_captioner(options: argparse.Namespace, backend: Backend, checkpoint: Ch
 def write_for(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the caption of each picture and its log-probability, or write them."""
     check_output(options.out, options.force)
+    beam = options.beam or BEAM
+    beams = {1, beam} if options.show else {beam}
+    chosen, numbers, found = captions_of(options, backend, checkpoint, beams)
+    if options.show:
+        _show(chosen, numbers, found)
+    best = found[beam]
+    rows: list[tuple[Any, ...]] = [("picture", "caption", "log_probability", "true")]
+    for k, text, true in zip(numbers, best, chosen.captions or [""] * len(best), strict=True):
+        rows.append((k, text.caption, f"{text.log_probability:.4f}", true))
+    if options.out is not None:
+        replace_file(options.out, as_csv(rows))
+    elif not options.show:
+        print_table(rows)
+    return 0
+
+
+def captions_of(
+    options: argparse.Namespace,
+    backend: Backend,
+    checkpoint: Checkpoint,
+    beams: set[int],
+    *,
+    most: int | None = None,
+) -> tuple[Pictures, list[int], dict[int, list[Written]]]:
+    """Return the pictures that are asked for, their numbers, and what each beam writes of them.
+
+    Where none is asked for by its number, the first `most`.
+    """
     model, reader = _model(options, checkpoint)
     _check_source(options, checkpoint)
     pictures = _data(options.file)
     numbers = _numbers(options, pictures)
+    if options.index is None:
+        numbers = numbers[:most]
     chosen = pictures.take(numbers)
     found = {}
-    for beam in {1, options.beam or BEAM} if options.show else {options.beam or BEAM}:
+    for beam in beams:
         with _source(options.file):
             found[beam] = write_captions(
                 model,
@@ -230,17 +265,7 @@ def write_for(options: argparse.Namespace, backend: Backend, checkpoint: Checkpo
                 beam=beam,
                 max_length=options.max_length,
             )
-    if options.show:
-        _show(chosen, numbers, found)
-    best = found[options.beam or BEAM]
-    rows: list[tuple[Any, ...]] = [("picture", "caption", "log_probability", "true")]
-    for k, text, true in zip(numbers, best, chosen.captions or [""] * len(best), strict=True):
-        rows.append((k, text.caption, f"{text.log_probability:.4f}", true))
-    if options.out is not None:
-        replace_file(options.out, as_csv(rows))
-    elif not options.show:
-        print_table(rows)
-    return 0
+    return chosen, numbers, found
 
 
 def _show(pictures: Pictures, numbers: list[int], found: dict[int, list[Written]]) -> None:

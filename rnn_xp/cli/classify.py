@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
-from rnn_xp.checkpoint import Checkpoint, CheckpointError, replace_file, save
+from rnn_xp.checkpoint import Checkpoint, CheckpointError, save
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
@@ -23,6 +23,7 @@ from rnn_xp.cli.console import (
 )
 from rnn_xp.cli.fit import add_fitting, run_fit
 from rnn_xp.cli.options import add_command, number
+from rnn_xp.files import replace_file
 from rnn_xp.fitting import Fitted, Params, Settings
 from rnn_xp.layers.pool import KINDS
 from rnn_xp.losses import softmax_cross_entropy

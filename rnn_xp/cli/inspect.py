@@ -13,11 +13,12 @@ import numpy as np
 
 from rnn_xp import plotting
 from rnn_xp.backend import Backend
-from rnn_xp.checkpoint import Checkpoint, replace_file
+from rnn_xp.checkpoint import Checkpoint
 from rnn_xp.cli.console import check_free, check_writable, load_model
 from rnn_xp.cli.options import add_backend, add_command, count
 from rnn_xp.cli.text import vocabulary_of
 from rnn_xp.cli.traces import Trace, as_lines, as_page
+from rnn_xp.files import replace_file
 from rnn_xp.tasks.inspection import (
     check_units,
     find_place,

@@ -10,6 +10,8 @@ from typing import Any
 
 from rnn_xp import plotting
 from rnn_xp.backend import select
+from rnn_xp.checkpoint import CheckpointError
+from rnn_xp.cli.caption import BEAM, add_writing, captions_of
 from rnn_xp.cli.console import check_free, check_writable, load_model
 from rnn_xp.cli.inspect import add_text_source, add_units, text_of, trace_of
 from rnn_xp.cli.options import POSITIVE, Help, add_backend, add_command, count
@@ -18,6 +20,7 @@ from rnn_xp.cli.text import vocabulary_of
 from rnn_xp.models import CELLS
 from rnn_xp.tasks.gradient_flow import new_network_norms, text_norms
 
+_PICTURES = 12  # that `plot captions` draws where none is named
 # Of `plot gradient` without a model.
 _NEW: dict[str, Any] = {
     "cell": ["rnn", "lstm", "gru"],
@@ -53,6 +56,7 @@ def add_plot(commands: Any) -> None:
         "confusion.csv --out confusion.png",
     )
     _file(command, "a column true, and one for each predicted class (eval --confusion)")
+    _add_captions(kinds)
     _add_gradient(kinds)
     command = _kind(
         kinds,
@@ -130,6 +134,41 @@ def _activations(options: argparse.Namespace) -> plotting.Figure:
     backend, checkpoint = load_model(options)
     trace = trace_of(options, backend, checkpoint)
     return plotting.activations(trace.values, trace.characters, trace.units, title=trace.title)
+
+
+def _add_captions(kinds: Any) -> None:
+    command = _kind(
+        kinds,
+        "captions",
+        _captions,
+        "draw pictures with the captions that a model writes",
+        "model.safetensors --index 1500 1501 1502 --out captions.png",
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="what train caption wrote")
+    command.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="FILE",
+        help=f"the pictures (default: the held-out digits); the first {_PICTURES} without --index",
+    )
+    add_writing(command)
+    add_backend(command, dtype=None)
+
+
+def _captions(options: argparse.Namespace) -> plotting.Figure:
+    backend, checkpoint = load_model(options)
+    kind = checkpoint.task.get("kind")
+    if kind != "caption":
+        raise CheckpointError(f"{options.model} is a model of the kind {kind!r}: expected caption")
+    beam = options.beam or BEAM
+    pictures, numbers, found = captions_of(options, backend, checkpoint, {beam}, most=_PICTURES)
+    return plotting.captions(
+        pictures.images,
+        [written.caption for written in found[beam]],
+        pictures.captions,
+        [f"picture {k}" for k in numbers],
+    )
 
 
 def _add_gradient(kinds: Any) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import math
 from typing import Any
 
 import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
-from rnn_xp.checkpoint import Checkpoint, CheckpointError, replace_file, save
-from rnn_xp.cli.console import INTERRUPTED, check_free, check_writable
+from rnn_xp.checkpoint import Checkpoint, CheckpointError, save
+from rnn_xp.cli.console import INTERRUPTED, as_csv, check_free, check_output, check_writable
 from rnn_xp.cli.fit import add_fitting, run_fit
 from rnn_xp.cli.options import POSITIVE, add_command, count, number
+from rnn_xp.files import replace_file
 from rnn_xp.fitting import Fitted, Params, Settings
 from rnn_xp.models import Chain, sequence_model
 from rnn_xp.random import spawn
@@ -302,9 +301,7 @@ def eval_series(options: argparse.Namespace, backend: Backend, checkpoint: Check
 
 def predict_series(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the forecast from the end of a series; write it to a CSV file on request."""
-    if options.out is not None:
-        check_free(options.out, options.force)
-        check_writable(options.out)
+    check_output(options.out, options.force)
     forecaster, series = _used(options, checkpoint)
     origins = np.asarray([len(series) - 1])
     if origins[0] < forecaster.first_origin:
@@ -322,11 +319,7 @@ def predict_series(options: argparse.Namespace, backend: Backend, checkpoint: Ch
     for time, _, *values in rows[-forecaster.horizon :]:
         print(f"{time:>{width}}  " + "  ".join(f"{value:>12}" for value in values))
     if options.out is not None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(
-            [("time", "actual", "forecast", *names), *rows]
-        )
-        replace_file(options.out, text.getvalue().encode())
+        replace_file(options.out, as_csv([("time", "actual", "forecast", *names), *rows]))
         print(f"written to {options.out}")
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rnn_xp.backend import Backend
 from rnn_xp.checkpoint import Checkpoint, CheckpointError
-from rnn_xp.cli.caption import add_writing, eval_captioner, write_for
+from rnn_xp.cli.caption import add_show, add_writing, eval_captioner, write_for
 from rnn_xp.cli.classify import eval_classifier, predict_classes
 from rnn_xp.cli.console import load_model
 from rnn_xp.cli.options import add_backend, add_command
@@ -81,6 +81,7 @@ def add_predict(commands: Any) -> None:
     )
     command.add_argument("--force", action="store_true", help="replace the CSV file if it exists")
     add_writing(command)
+    add_show(command)
     add_backend(command, dtype=None)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rnn_xp.backend import Array, dtype_name, to_numpy
-from rnn_xp.checkpoint import replace_file
+from rnn_xp.files import replace_file
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool
 from rnn_xp.layers.checks import check_params
 from rnn_xp.layers.recurrent import Recurrent

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from rnn_xp.backend import Array, Backend, dtype_name
 from rnn_xp.captioner import END, Captioner
 from rnn_xp.datasets import load_digits
 from rnn_xp.decoding import beam_search, greedy
+from rnn_xp.files import read_npz
 from rnn_xp.fitting import Gradients, Indices, Params
 from rnn_xp.losses import softmax_cross_entropy
 from rnn_xp.random import Seed
@@ -109,7 +108,7 @@ def read_pictures(path: str | os.PathLike[str]) -> Pictures:
     OSError
         If it cannot be read.
     """
-    found = _arrays(path)
+    found = read_npz(path, CaptionError)
     if "images" not in found:
         raise CaptionError(f"{path} has no array 'images': it holds {', '.join(found) or 'none'}")
     captions = found.get("captions")
@@ -123,21 +122,6 @@ def read_pictures(path: str | os.PathLike[str]) -> Pictures:
         )
     except CaptionError as error:
         raise CaptionError(f"{path}: {error}") from None
-
-
-def _arrays(path: str | os.PathLike[str]) -> dict[str, HostArray]:
-    with open(path, "rb") as file:  # NumPy leaves a file open that it cannot read
-        if not zipfile.is_zipfile(file):
-            raise CaptionError(f"{path} is no usable .npz file (no zip archive, or truncated)")
-        file.seek(0)
-        try:
-            held = np.load(file, allow_pickle=False)
-            arrays = {name: held[name] for name in held.files}
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            reason = str(error).partition("\n")[0]
-            raise CaptionError(f"{path} is no usable .npz file ({reason})") from error
-    # NumPy gives the bytes of a member that is no array.
-    return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray)}
 
 
 def split(pictures: Pictures, part: float = HELD_OUT) -> tuple[Pictures, Pictures]:
