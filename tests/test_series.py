@@ -236,10 +236,12 @@ def test_amplitudes_multiply_window_and_target() -> None:
 
 def test_every_library_trains_and_forecasts_alike(target: Target) -> None:
     series = wavy()
-    described = forecaster(missing="mask", relative="last")
+    described = forecaster(missing="mask", relative="last", window=3)
     parts = parts_of(described, series)
     described = described.learn(series, parts.train)
-    model = sequence_model(described.channels, described.outputs, hidden_size=3, pool="last")
+    model = sequence_model(
+        described.channels, described.outputs, cell="rnn", hidden_size=3, pool="last"
+    )
 
     def trained(name: str, device: str | None) -> HostArray:
         backend = select(name, device)
