@@ -216,7 +216,9 @@ def main() -> None:
     print(
         "\n## The held-out part\n\nMean ± standard deviation over the seeds. MASE divides by the "
         "mean change over one season in\nthe training part; below 1 a forecast is better than "
-        "seasonal naive was there."
+        "seasonal naive was there. The horizon is a choice of the task:\nabout as far as the "
+        "sunspots' MASE stays below 1 on the held-out years; at a whole cycle of 11 it\nis above, "
+        "and the autoregression's too."
     )
     for name, horizons in HORIZONS.items():
         for horizon in horizons:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rnn_xp.backend import Backend, select
 from rnn_xp.captioner import Captioner, caption_model
-from rnn_xp.checkpoint import Checkpoint, CheckpointError, save
+from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
@@ -23,7 +23,7 @@ from rnn_xp.cli.console import (
     check_writable,
     print_table,
 )
-from rnn_xp.cli.fit import add_fitting, run_fit
+from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
 from rnn_xp.cli.options import add_command, count, number
 from rnn_xp.files import replace_file
 from rnn_xp.fitting import Fitted, Params, Settings
@@ -131,27 +131,9 @@ def _train(options: argparse.Namespace) -> int:
         flush=True,
     )
     fitted = _fit(options, backend, model, reader, train, held_out)
-    stopped = fitted.outcome == "stopped"
-    if not fitted.epoch:
-        print("interrupted before the first epoch ended: nothing is saved")
-        return INTERRUPTED
-    save(
-        options.out,
-        model,
-        fitted.params,
-        task={"kind": "caption", **reader.describe()},
-        training={
-            "built_in": options.file is None,
-            "data": _digest(pictures),
-            "epoch": fitted.epoch,
-        },
-    )
-    loss = fitted.validation_loss
-    print(
-        f"{'interrupted: the' if stopped else 'the'} parameters of epoch {fitted.epoch}"
-        f"{'' if loss is None else f', validation loss {loss:.4f},'} are saved to {options.out}"
-    )
-    if stopped:
+    task = {"kind": "caption", **reader.describe()}
+    source = {"built_in": options.file is None, "data": _digest(pictures)}
+    if not save_fitted(options, model, fitted, task, **source):
         return INTERRUPTED
     written = _texts(write_captions(model, fitted.params, backend, reader, test.images))
     print(f"held out: {_score(written, _captions(test))}, greedy")

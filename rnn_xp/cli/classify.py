@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
-from rnn_xp.checkpoint import Checkpoint, CheckpointError, save
+from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
@@ -21,7 +21,7 @@ from rnn_xp.cli.console import (
     check_writable,
     print_table,
 )
-from rnn_xp.cli.fit import add_fitting, run_fit
+from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
 from rnn_xp.cli.options import add_command, number
 from rnn_xp.files import replace_file
 from rnn_xp.fitting import Fitted, Params, Settings
@@ -122,23 +122,8 @@ def _train(options: argparse.Namespace) -> int:
         flush=True,
     )
     fitted = _fit(options, backend, model, encoding, train, held_out)
-    stopped = fitted.outcome == "stopped"
-    if not fitted.epoch:
-        print("interrupted before the first epoch ended: nothing is saved")
-        return INTERRUPTED
-    save(
-        options.out,
-        model,
-        fitted.params,
-        task={"kind": "classify", **encoding.describe()},
-        training={"built_in": options.file is None, "epoch": fitted.epoch},
-    )
-    loss = fitted.validation_loss
-    print(
-        f"{'interrupted: the' if stopped else 'the'} parameters of epoch {fitted.epoch}"
-        f"{'' if loss is None else f', validation loss {loss:.4f},'} are saved to {options.out}"
-    )
-    if stopped:
+    task = {"kind": "classify", **encoding.describe()}
+    if not save_fitted(options, model, fitted, task, built_in=options.file is None):
         return INTERRUPTED
     if examples is not None:
         logits = outputs_of(model, fitted.params, backend, options.dtype, examples[0])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
+from rnn_xp.captioner import Captioner
+from rnn_xp.checkpoint import save
 from rnn_xp.cli.console import Bar, interrupt, log_file
 from rnn_xp.cli.options import POSITIVE, add_backend, count, number
 from rnn_xp.fitting import Epoch, Fitted, Gradients, Params, Settings, fit
-from rnn_xp.models import CELLS
+from rnn_xp.models import CELLS, Chain
 
 
 def add_fitting(
@@ -108,6 +111,27 @@ def run_fit(
             on_epoch=on_epoch,
             stop=lambda: bool(asked),
         )
+
+
+def save_fitted(
+    options: argparse.Namespace,
+    model: Chain | Captioner,
+    fitted: Fitted,
+    task: Mapping[str, Any],
+    **training: Any,
+) -> bool:
+    """Save what was fitted, and say where; tell whether to go on, which Ctrl-C forbids."""
+    if not fitted.epoch:
+        print("interrupted before the first epoch ended: nothing is saved")
+        return False
+    training["epoch"] = fitted.epoch
+    save(options.out, model, fitted.params, task=task, training=training)
+    stopped, loss = fitted.outcome == "stopped", fitted.validation_loss
+    print(
+        f"{'interrupted: the' if stopped else 'the'} parameters of epoch {fitted.epoch}"
+        f"{'' if loss is None else f', validation loss {loss:.4f},'} are saved to {options.out}"
+    )
+    return not stopped
 
 
 def _line(epoch: Epoch) -> str:

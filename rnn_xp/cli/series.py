@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
-from rnn_xp.checkpoint import Checkpoint, CheckpointError, save
+from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.console import INTERRUPTED, as_csv, check_free, check_output, check_writable
-from rnn_xp.cli.fit import add_fitting, run_fit
+from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
 from rnn_xp.cli.options import POSITIVE, add_command, count, number
 from rnn_xp.files import replace_file
 from rnn_xp.fitting import Fitted, Params, Settings
@@ -153,30 +153,16 @@ def _train(options: argparse.Namespace) -> int:
     )
     _introduce(options, backend, model, forecaster, series, parts)
     fitted = _fit(options, backend, model, forecaster, series, parts)
-    if not fitted.epoch:
-        print("interrupted before the first epoch ended: nothing is saved")
-        return INTERRUPTED
-    save(
-        options.out,
-        model,
-        fitted.params,
-        task={
-            "kind": "series",
-            "forecaster": forecaster.describe(),
-            "naive_scale": scale,
-            "built_in": options.file if preset else None,
-            "digest": _digest(series),
-            "held_out": options.held_out,
-            "validation": options.validation,
-        },
-        training={"epoch": fitted.epoch},
-    )
-    stopped = fitted.outcome == "stopped"
-    print(
-        f"{'interrupted: the' if stopped else 'the'} parameters of epoch {fitted.epoch}, "
-        f"validation loss {fitted.validation_loss:.4f}, are saved to {options.out}"
-    )
-    if stopped:
+    task = {
+        "kind": "series",
+        "forecaster": forecaster.describe(),
+        "naive_scale": scale,
+        "built_in": options.file if preset else None,
+        "digest": _digest(series),
+        "held_out": options.held_out,
+        "validation": options.validation,
+    }
+    if not save_fitted(options, model, fitted, task):
         return INTERRUPTED
     found = evaluate(
         forecaster, model, fitted.params, backend, options.dtype, series, parts.held_out, scale
