@@ -10,7 +10,6 @@
 """
 
 from rnn_xp import backend, init, losses, optim
-from rnn_xp.captioner import Captioner, caption_model
 from rnn_xp.checkpoint import load, save
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool
 from rnn_xp.models import Chain, character_model, sequence_model
@@ -19,14 +18,12 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
-    "Captioner",
     "Chain",
     "Dropout",
     "Embedding",
     "Linear",
     "Pool",
     "backend",
-    "caption_model",
     "character_model",
     "init",
     "load",

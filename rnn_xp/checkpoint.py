@@ -13,14 +13,16 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rnn_xp.backend import Array, dtype_name, select, to_numpy
-from rnn_xp.captioner import Captioner
 from rnn_xp.files import replace_file
 from rnn_xp.models import Chain, Layer
+
+if TYPE_CHECKING:
+    from rnn_xp.captioner import Captioner
 
 FORMAT = "rnn_xp 1"
 _TRAINING = "training."
@@ -205,10 +207,10 @@ def _bfloat16(path: str | os.PathLike[str], name: str) -> np.ndarray[Any, Any]:
 
 def _describe(model: Chain | Captioner | Layer) -> Any:
     """Return a model as plain values: a list of a chain's layers, else a dict with its type."""
-    if isinstance(model, Chain | Captioner):
-        return model.describe()
-    (layer,) = Chain((("", model),)).describe()
-    return layer
+    if isinstance(model, Layer):
+        (layer,) = Chain((("", model),)).describe()
+        return layer
+    return model.describe()
 
 
 def _build(description: Any) -> Chain | Captioner | Layer:
@@ -216,6 +218,8 @@ def _build(description: Any) -> Chain | Captioner | Layer:
     if isinstance(description, list):
         return Chain.build(description)
     if description.get("type") == "Captioner":
+        from rnn_xp.captioner import Captioner  # a few ms that `import rnn_xp` does without
+
         return Captioner.build(description)
     ((_, layer),) = Chain.build([description]).layers
     return layer

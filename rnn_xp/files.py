@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +38,9 @@ def read_npz(
     OSError
         If it cannot be read.
     """
+    import zipfile  # with zlib and tempfile a tenth of the time that `import rnn_xp` takes
+    import zlib
+
     with open(path, "rb") as file:  # NumPy leaves a file open that it cannot read
         if not zipfile.is_zipfile(file):
             raise error(f"{path} is no usable .npz file (no zip archive, or truncated)")
@@ -61,6 +61,8 @@ def replace_file(path: Path, data: bytes) -> None:
     It is written under another name in the same folder, flushed to the disk and renamed: a reader,
     or a crash, finds the old file or the new one, never a part.
     """
+    import tempfile
+
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
