@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rnn_xp.backend import Array, array_namespace
-from rnn_xp.layers import Dropout, Embedding, Linear, Recurrent
+from rnn_xp.layers import Embedding, Linear, Recurrent
 from rnn_xp.layers.checks import use_once
-from rnn_xp.models import Chain, Layer, Params, PreparedChain, State, recurrent_layer
+from rnn_xp.models import Chain, Params, PreparedChain, State, recurrent_layer, token_chain
 from rnn_xp.random import Seed, spawn
 
 END = 0
@@ -252,12 +252,6 @@ def caption_model(
         If `cell` is not one of rnn, lstm, gru, or a size is out of range.
     """
     recurrent = recurrent_layer(cell)(embedding_size, hidden_size, num_layers, dropout=dropout)
-    layers: list[tuple[str, Layer]] = [
-        ("embedding", Embedding(vocabulary_size + 1, embedding_size)),
-        ("recurrent", recurrent),
-        ("linear", Linear(recurrent.output_size, vocabulary_size)),
-    ]
-    if dropout:
-        layers.insert(2, ("dropout", Dropout(dropout)))
+    text = token_chain(vocabulary_size + 1, recurrent, vocabulary_size)
     state_size = num_layers * sum(recurrent.cell.state_sizes)
-    return Captioner(Linear(image_size, state_size), Chain(tuple(layers)))
+    return Captioner(Linear(image_size, state_size), text)

@@ -76,8 +76,10 @@ def beam_search(
         If `beam` or `max_length` is less than 1, or the shape of the images is wrong.
     """
     check_count("beam", beam)
-    least = greedy(model, params, backend, images, max_length)
-    found = _search(model, model.prepare(params), backend, images, beam, max_length)
+    check_count("max_length", max_length)
+    prepared = model.prepare(params)
+    least = _search(model, prepared, backend, images, 1, max_length)
+    found = _search(model, prepared, backend, images, beam, max_length)
     return [
         wide if wide.log_probability > narrow.log_probability else narrow
         for wide, narrow in zip(found, least, strict=True)

@@ -246,13 +246,21 @@ def character_model(
         If `cell` is not one of rnn, lstm, gru, or a size is out of range.
     """
     recurrent = recurrent_layer(cell)(embedding_size, hidden_size, num_layers, dropout=dropout)
+    return token_chain(vocabulary_size, recurrent, vocabulary_size)
+
+
+def token_chain(read: int, recurrent: RNN | LSTM | GRU, written: int) -> Chain:
+    """Return embedding → recurrent → linear, from `read` kinds of tokens to `written` logits.
+
+    The layer's own dropout stands before the linear layer too.
+    """
     layers: list[tuple[str, Layer]] = [
-        ("embedding", Embedding(vocabulary_size, embedding_size)),
+        ("embedding", Embedding(read, recurrent.input_size)),
         ("recurrent", recurrent),
-        ("linear", Linear(recurrent.output_size, vocabulary_size)),
+        ("linear", Linear(recurrent.output_size, written)),
     ]
-    if dropout:
-        layers.insert(2, ("dropout", Dropout(dropout)))
+    if recurrent.dropout:
+        layers.insert(2, ("dropout", Dropout(recurrent.dropout)))
     return Chain(tuple(layers))
 
 
