@@ -18,23 +18,42 @@ the state as it was, gives output 0 and passes no gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rnn_xp.backend import Array, Operations, device_of
+import numpy as np
+
+from rnn_xp.backend import Array, Namespace, Operations, array_namespace, device_of
 from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
 
 
 class Ragged(NamedTuple):
     """Which steps of which sequences count."""
 
+    lengths: np.ndarray[Any, Any]
+    """(B,), integers on the host"""
     valid: Array
     """(T, B), boolean"""
     shortest: int
     """All sequences have the steps before this one."""
 
+    @classmethod
+    def of(cls, lengths: np.ndarray[Any, Any], steps: int, like: Array) -> Ragged | None:
+        """Return the steps that count, on the device of `like`; None if all of them do."""
+        shortest = int(lengths.min())
+        if shortest == steps:
+            return None
+        xp = array_namespace(x=like)
+        valid = np.arange(steps)[:, None] < lengths[None, :]
+        return cls(lengths, xp.asarray(valid, device=device_of(like)), shortest)
+
     def step(self, t: int) -> Array:
         """Return valid at step t as (B,), or None where every sequence has the step."""
         return None if t < self.shortest else self.valid[t, ...]
+
+
+def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded:
+    """Arrange the weights for `run`."""
+    return cell.fold(xp, weights)
 
 
 def run(
@@ -42,40 +61,57 @@ def run(
     ops: Operations,
     w: Folded,
     x: Array,
-    state: Sequence[Array],
+    state: Sequence[Array | None],
     ragged: Ragged | None,
     *,
     reverse: bool,
     keep: bool,
-) -> tuple[Array, tuple[Array, ...], list[Chunk]]:
+) -> tuple[Array, Sequence[Array], list[Chunk]]:
     """Run the cell over x.
 
     Parameters
     ----------
     x : (T, B, I)
-    state : columns (H, B), one for each part of the cell's state
+    state : (B, H) for each part of the cell's state; None is zeros
     reverse : from the last step to the first
     keep : keep what `run_backward` needs
 
     Returns
     -------
     y : (T, B, H)
-    state : the state after the last step that was visited, columns (H, B)
+    state : the state after the last step that was visited, like the one that goes in
     chunks : in the order of the visits; empty without `keep`
     """
     steps, batch = x.shape[0], x.shape[1]
+    if ragged is not None:
+        x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
     y = ops.buffer((steps, batch, cell.output_size), x)
     work = cell.workspace(ops, x, batch)
     chunks: list[Chunk] = []
+    columns = _columns(cell, ops, state, x)
     for start, stop in _spans(ops, steps, batch, reverse):
-        chunk = _run_chunk(cell, ops, w, x, start, stop, state, ragged, reverse, work)
-        state = tuple(part[0 if reverse else -1, ...] for part in chunk.after)
+        chunk = _run_chunk(cell, ops, w, x, start, stop, columns, ragged, reverse, work)
+        columns = tuple(part[0 if reverse else -1, ...] for part in chunk.after)
         y = ops.put(y, start, stop, ops.xp.permute_dims(chunk.after[0], (0, 2, 1)))
         if keep:
             chunks.append(chunk)
     if ragged is not None:
         y = zero_where_invalid(ops, ragged.valid[:, :, None], y)
-    return y, tuple(state), chunks
+    return y, [part.T for part in columns], chunks
+
+
+def _columns(
+    cell: Cell, ops: Operations, state: Sequence[Array | None], x: Array
+) -> tuple[Array, ...]:
+    """Return the parts of a state as fresh columns (H, B)."""
+    columns = []
+    for size, part in zip(cell.state_sizes, state, strict=True):
+        shape = (size, x.shape[1])
+        if part is None:
+            columns.append(ops.xp.zeros(shape, dtype=x.dtype, device=device_of(x)))
+        else:
+            columns.append(ops.copy(part.T, out=ops.buffer(shape, x)))
+    return tuple(columns)
 
 
 def _run_chunk(
@@ -142,24 +178,24 @@ def run_backward(
     weights: Weights,
     chunks: Sequence[Chunk],
     dy: Array,
-    dstate: Sequence[Array],
+    dstate: Sequence[Array | None],
     ragged: Ragged | None,
     *,
     reverse: bool,
-) -> tuple[Weights, Array, tuple[Array, ...]]:
+) -> tuple[Weights, Array, Sequence[Array]]:
     """Run the cell backward through time.
 
     Parameters
     ----------
     chunks : what `run` kept; overwritten
     dy : (T, B, H)
-    dstate : columns (H, B); overwritten
+    dstate : (B, H) for each part of the state; None is zeros
 
     Returns
     -------
     dweights : the gradient of every weight, summed over time and batch
     dx : (T, B, I)
-    dstate : the gradient with respect to the initial state, columns (H, B)
+    dstate : the gradient with respect to the initial state, like the one that goes in
     """
     xp = ops.xp
     steps, batch, size = dy.shape[0], dy.shape[1], chunks[0].x.shape[2]
@@ -170,9 +206,10 @@ def run_backward(
     held = [ops.buffer((rows, batch), dy) for rows in cell.state_sizes]
     dx = ops.buffer((steps, batch, size), dy)
     total: Weights = {}
+    columns: Sequence[Array] = _columns(cell, ops, dstate, dy)
     for chunk in reversed(chunks):
-        made, dstate = _run_chunk_backward(
-            cell, ops, weights, w, chunk, dy, dstate, ragged, reverse, work, held
+        made, columns = _run_chunk_backward(
+            cell, ops, weights, w, chunk, dy, columns, ragged, reverse, work, held
         )
         gradients, dx_rows = cell.gradients(ops, weights, chunk, made)
         for name, gradient in gradients.items():
@@ -181,7 +218,7 @@ def run_backward(
             )
         dx_rows = xp.reshape(dx_rows, (chunk.stop - chunk.start, batch, size))
         dx = ops.put(dx, chunk.start, chunk.stop, dx_rows)
-    return total, dx, tuple(dstate)
+    return total, dx, [part.T for part in columns]
 
 
 def _run_chunk_backward(

@@ -25,6 +25,7 @@ ORDER = (
     {"checkpoint"},
     {"captioner", "models"},
     {"layers", "losses", "optim", "text", "datasets"},
+    {"accelerate"},
     {"recurrence", "init", "random", "sequences", "sequence_files", "table"},
     {"cells", "files"},
     {"backend"},

@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 
 from rnn_xp import init as init_
+from rnn_xp.accelerate import Engine, engine
 from rnn_xp.backend import (
     Array,
     Namespace,
-    Operations,
     array_namespace,
-    device_of,
     like_of,
     operations,
     select,
     to_numpy,
 )
 from rnn_xp.cells import make_cell
-from rnn_xp.cells.base import Cell, Chunk, Folded
+from rnn_xp.cells.base import Cell
 from rnn_xp.layers.checks import (
     check_count,
     check_flag,
@@ -39,7 +38,7 @@ from rnn_xp.layers.checks import (
     use_once,
 )
 from rnn_xp.random import Seed, dropout_mask, generator, spawn
-from rnn_xp.recurrence import Ragged, run, run_backward, zero_where_invalid
+from rnn_xp.recurrence import Ragged
 
 Params = dict[str, Array]
 State = Any
@@ -52,7 +51,8 @@ class Prepared:
 
     layer: Recurrent
     like: Array
-    runs: tuple[Folded, ...]
+    engine: Engine
+    runs: tuple[Any, ...]
 
 
 @dataclass
@@ -60,11 +60,12 @@ class Cache:
     """What `forward` keeps for one `backward`."""
 
     layer: Recurrent
+    engine: Engine
     batched: bool
     shape: tuple[int, ...]
     like: Array
     ragged: Ragged | None
-    runs: list[list[Chunk]] = field(default_factory=list)
+    runs: list[Any] = field(default_factory=list)
     masks: list[Array] = field(default_factory=list)
     used: bool = False
 
@@ -270,7 +271,6 @@ class Recurrent:
             dy = dy[:, None, :]
         batch = dy.shape[1]
         parts = self._state_in("dstate", dstate, batch, cache.batched, cache.like)
-        columns = self._columns(ops, parts, cache.like, batch)
 
         gradients: list[dict[str, Array]] = [{} for _ in self._suffixes]
         dstates: list[Sequence[Array]] = [() for _ in self._suffixes]
@@ -281,13 +281,13 @@ class Recurrent:
             for direction in range(self.num_directions):
                 index = level * self.num_directions + direction
                 part = dy[:, :, direction * size : (direction + 1) * size]
-                gradients[index], dx_part, dstates[index] = run_backward(
+                gradients[index], dx_part, dstates[index] = cache.engine.run_backward(
                     self.cell,
                     ops,
                     weights[index],
                     cache.runs[index],
                     part if self.bidirectional else dy,
-                    columns[index],
+                    [None if p is None else p[index, ...] for p in parts],
                     cache.ragged,
                     reverse=direction == 1,
                 )
@@ -306,8 +306,10 @@ class Recurrent:
     # Inside
 
     def _fold(self, xp: Namespace, params: Params) -> Prepared:
-        runs = tuple(self.cell.fold(xp, w) for w in self._weights(params))
-        return Prepared(self, next(iter(params.values())), runs)
+        like = next(iter(params.values()))
+        chosen = engine(self.cell, like)
+        runs = tuple(chosen.fold(self.cell, xp, w) for w in self._weights(params))
+        return Prepared(self, like, chosen, runs)
 
     def _weights(self, params: Params) -> list[dict[str, Array]]:
         return [{name: params[full] for name, full in names.items()} for names in self._names]
@@ -331,13 +333,10 @@ class Recurrent:
         if not batched:
             x = x[:, None, :]
         steps, batch = x.shape[0], x.shape[1]
-        ragged = self._ragged(xp, lengths, steps, batch, batched, x)
-        if ragged is not None:
-            x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
+        ragged = self._ragged(lengths, steps, batch, batched, x)
         parts = self._state_in("state", state, batch, batched, x)
-        columns = self._columns(ops, parts, x, batch)
 
-        cache = Cache(self, batched, shape, prepared.like, ragged)
+        cache = Cache(self, prepared.engine, batched, shape, prepared.like, ragged)
         states: list[Sequence[Array]] = []
         for level in range(self.num_layers):
             if level and self.dropout and dropout_seed is not None:
@@ -347,19 +346,19 @@ class Recurrent:
             outputs = []
             for direction in range(self.num_directions):
                 index = level * self.num_directions + direction
-                y, last, chunks = run(
+                y, last, kept = prepared.engine.run(
                     self.cell,
                     ops,
                     prepared.runs[index],
                     x,
-                    columns[index],
+                    [None if p is None else p[index, ...] for p in parts],
                     ragged,
                     reverse=direction == 1,
                     keep=keep,
                 )
                 outputs.append(y)
                 states.append(last)
-                cache.runs.append(chunks)
+                cache.runs.append(kept)
             x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)
         y = x if batched else x[:, 0, :]
         return y, self._state_out(xp, states, batched), cache
@@ -383,7 +382,6 @@ class Recurrent:
 
     def _ragged(
         self,
-        xp: Namespace,
         lengths: Sequence[int] | Array | None,
         steps: int,
         batch: int,
@@ -394,13 +392,7 @@ class Recurrent:
             return None
         if not batched:
             raise ValueError("lengths needs a batch: x (T, B, I), got x (T, I)")
-        host = check_lengths(lengths, steps, batch)
-        shortest = int(host.min())
-        if shortest == steps:
-            return None
-        device = device_of(like)
-        valid = xp.asarray(np.arange(steps)[:, None] < host[None, :], device=device)
-        return Ragged(valid, shortest)
+        return Ragged.of(check_lengths(lengths, steps, batch), steps, like)
 
     def _state_in(
         self, name: str, state: State, batch: int, batched: bool, like: Array
@@ -427,29 +419,11 @@ class Recurrent:
             parts.append(part if batched else part[:, None, :])
         return parts
 
-    def _columns(
-        self, ops: Operations, parts: Sequence[Array | None], like: Array, batch: int
-    ) -> list[tuple[Array, ...]]:
-        """Return the state of each run as fresh columns, (size, B) for each part."""
-        xp = ops.xp
-        columns = []
-        for index in range(self.num_layers * self.num_directions):
-            run_parts = []
-            for size, part in zip(self.cell.state_sizes, parts, strict=True):
-                shape = (size, batch)
-                if part is None:
-                    run_parts.append(xp.zeros(shape, dtype=like.dtype, device=device_of(like)))
-                else:
-                    buffer = ops.buffer(shape, like)
-                    run_parts.append(ops.copy(part[index, ...].T, out=buffer))
-            columns.append(tuple(run_parts))
-        return columns
-
     def _state_out(self, xp: Namespace, states: Sequence[Sequence[Array]], batched: bool) -> State:
-        """Stack the columns of each run to (L*D, B, size) for each part."""
+        """Stack the states of the runs to (L*D, B, size) for each part."""
         parts = []
         for which in range(len(self.cell.state)):
-            stacked = xp.stack([state[which].T for state in states])
+            stacked = xp.stack([state[which] for state in states])
             parts.append(stacked if batched else stacked[:, 0, :])
         return parts[0] if len(parts) == 1 else tuple(parts)
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from rnn_xp.accelerate import Engine, engine
 from rnn_xp.backend import (
     Array,
     Backend,
     Namespace,
-    Operations,
-    device_of,
     dtype_name,
     is_floating,
     operations,
     to_numpy,
 )
 from rnn_xp.cells import make_cell
-from rnn_xp.cells.base import Cell, Folded, Weights
+from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.onnx.activations import Function, functions
 from rnn_xp.onnx.cells import AnyElman, AnyGRU, AnyLSTM
-from rnn_xp.recurrence import Ragged, run, zero_where_invalid
+from rnn_xp.recurrence import Ragged
 
 # Of each gate of ours (LSTM: i f g o, GRU: r z n) its place in ONNX's order (i o f c, z r h), and
 # the other way round.
@@ -39,6 +36,7 @@ ATTRIBUTES = (
     "hidden_size",
     "layout",
 )
+Folds = list[tuple[Cell, Engine, Any]]
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _PLAIN = {"RNN": ("tanh",), "LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
 
@@ -65,7 +63,7 @@ class RecurrentNode:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"the attribute clip must be > 0, got {self.clip}")
         self.functions = self._functions()
-        self.prepared: tuple[list[Cell], list[Folded]] | None = None
+        self.prepared: Folds | None = None
 
     def _one_of(self, name: str, choices: tuple[Any, ...]) -> Any:
         value = self.attributes.get(name, choices[0])
@@ -99,12 +97,16 @@ class RecurrentNode:
         if all(name in constants for name in named.values()):
             self.prepared = self._fold({key: constants[name] for key, name in named.items()})
 
-    def _fold(self, arrays: Mapping[str, Array]) -> tuple[list[Cell], list[Folded]]:
-        """Return the cell and its weights for each direction."""
+    def _fold(self, arrays: Mapping[str, Array]) -> Folds:
+        """Return cell, engine and folded weights of each direction."""
         hidden = self._check_weights(arrays)
-        cells = [self._cell(hidden, each, peephole="P" in arrays) for each in self.functions]
-        xp = self.backend.xp
-        return cells, [cell.fold(xp, self._weights(arrays, d)) for d, cell in enumerate(cells)]
+        folds = []
+        for d, each in enumerate(self.functions):
+            cell = self._cell(hidden, each, peephole="P" in arrays)
+            chosen = engine(cell, arrays["W"])
+            weights = chosen.fold(cell, self.backend.xp, self._weights(arrays, d))
+            folds.append((cell, chosen, weights))
+        return folds
 
     def _check_weights(self, arrays: Mapping[str, Array]) -> int:
         """Check W, R, B and P; return the hidden size."""
@@ -171,21 +173,20 @@ class RecurrentNode:
             If an input's shape or dtype does not fit.
         """
         given = {k: a for k, a in zip(_INPUTS, inputs, strict=False) if a is not None}
-        cells, folded = self.prepared or self._fold(given)
+        folds = self.prepared or self._fold(given)
         ops = operations(self.backend.xp)
-        x = self._input(given["X"], folded[0].weight_ih)
-        ragged = _ragged(ops.xp, given.get("sequence_lens"), x)
-        if ragged is not None:
-            x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
-        parts = [self._initial(given, part, x, cells[0]) for part in cells[0].state]
+        x = self._input(given["X"], given["W"])
+        ragged = _ragged(given.get("sequence_lens"), x)
+        first = folds[0][0]
+        parts = [self._initial(given, part, x, first) for part in first.state]
         outputs, states = [], []
-        for d, cell in enumerate(cells):
-            y, state, _ = run(
+        for d, (cell, chosen, weights) in enumerate(folds):
+            y, state, _ = chosen.run(
                 cell,
                 ops,
-                folded[d],
+                weights,
                 x,
-                [_column(ops, part, d, cell, x) for part in parts],
+                [None if part is None else part[d, ...] for part in parts],
                 ragged,
                 reverse=d == 1 or self.direction == "reverse",
                 keep=False,
@@ -198,7 +199,7 @@ class RecurrentNode:
         """Return X as (T, B, I)."""
         if x.ndim != 3 or 0 in x.shape:
             raise ValueError(f"X must have three axes, none of size 0, got {tuple(x.shape)}")
-        _check("X", x, (*x.shape[:2], weight.shape[1]), weight)
+        _check("X", x, (*x.shape[:2], weight.shape[2]), weight)
         return self._exchanged(x)
 
     def _initial(self, given: Mapping[str, Array], part: str, x: Array, cell: Cell) -> Array | None:
@@ -215,12 +216,12 @@ class RecurrentNode:
     def _arranged(
         self, outputs: Sequence[Array], states: Sequence[Sequence[Array]]
     ) -> tuple[Array, ...]:
-        """Return the outputs (T, B, H) and the states' columns as ONNX has them."""
+        """Return the outputs (T, B, H) and the states (B, H) as ONNX has them."""
         xp = self.backend.xp
         y = xp.stack(outputs, axis=1)
         if self.batch_first:
             y = xp.permute_dims(y, (2, 0, 1, 3))
-        last = (xp.stack([part.T for part in parts]) for parts in zip(*states, strict=True))
+        last = (xp.stack(parts) for parts in zip(*states, strict=True))
         return (y, *map(self._exchanged, last))
 
     def _exchanged(self, a: Array) -> Array:
@@ -228,7 +229,7 @@ class RecurrentNode:
         return self.backend.xp.permute_dims(a, (1, 0, 2)) if self.batch_first else a
 
 
-def _ragged(xp: Namespace, lengths: Array | None, x: Array) -> Ragged | None:
+def _ragged(lengths: Array | None, x: Array) -> Ragged | None:
     """Return which steps count; `lengths` may be 0, other than a layer's."""
     if lengths is None:
         return None
@@ -239,19 +240,7 @@ def _ragged(xp: Namespace, lengths: Array | None, x: Array) -> Ragged | None:
     wrong = host[(host < 0) | (host > steps)]
     if wrong.size:
         raise ValueError(f"sequence_lens must lie in 0..{steps}, got {wrong[0]}")
-    shortest = int(host.min())
-    if shortest == steps:
-        return None
-    valid = np.arange(steps)[:, None] < host[None, :]
-    return Ragged(xp.asarray(valid, device=device_of(x)), shortest)
-
-
-def _column(ops: Operations, part: Array | None, d: int, cell: Cell, x: Array) -> Array:
-    """Return the initial state of direction d as a fresh column (H, B), zeros for None."""
-    shape = (cell.hidden_size, x.shape[1])
-    if part is None:
-        return ops.xp.zeros(shape, dtype=x.dtype, device=device_of(x))
-    return ops.copy(part[d, ...].T, out=ops.buffer(shape, x))
+    return Ragged.of(host, steps, x)
 
 
 def _check(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
