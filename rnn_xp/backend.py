@@ -195,13 +195,17 @@ class NumPy(InPlace):
         self.matmul = np.dot
 
     def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
-        # Sorted, each sum is over neighbours: three times as fast as add.at, and than a product
-        # with one-hot rows twice at 80 lines and a hundred times at 10,000.
-        order = np.argsort(index, kind="stable")
-        values, first = np.unique(index[order], return_index=True)
+        # Sorted, each sum is over neighbours: eight times as fast as add.at, and than a product
+        # with one-hot rows 1.4 times at 80 lines and six times at 1,000. Short integers sort
+        # faster, and `take` moves rows twice as fast as an index.
+        short = index.astype(np.uint16) if count <= 65536 else index
+        counts = np.bincount(index, minlength=count)
+        lines = np.flatnonzero(counts)
+        first = (np.cumsum(counts) - counts)[lines]
         total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
         if first.size:
-            total[values] = np.add.reduceat(rows[order], first, axis=0)
+            order = np.argsort(short, kind="stable")
+            total[lines] = np.add.reduceat(rows.take(order, axis=0), first, axis=0)
         return total
 
 

@@ -381,6 +381,84 @@ def activations(
     return figure
 
 
+def benchmark(
+    ratios: Mapping[str, Sequence[tuple[str, int, float]]],
+    growth: Mapping[str, Mapping[str, Mapping[int, float]]],
+) -> Figure:
+    """Draw a benchmark: ratios to the fastest peer, rows below each other, and growing costs.
+
+    Parameters
+    ----------
+    ratios : title → rows (label, threads, ratio)
+        Rows of one label share a line, with a marker for each number of threads.
+    growth : title → name → size → seconds
+        One small panel for each title, a line for each name.
+    """
+    lines = {title: list(dict.fromkeys(row[0] for row in rows)) for title, rows in ratios.items()}
+    heights = [len(labels) + 2.5 for labels in lines.values()]
+    height = max(0.2 * sum(heights), 1.6 * math.ceil(len(growth) / 3), 3.0)
+    widths = [7.0] * bool(ratios) + [9.0] * bool(growth)
+    figure = _figure(sum(widths), height)
+    parts = iter(figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0])
+    if ratios:
+        every = next(parts).subplots(len(lines), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (title, labels) in zip(every, lines.items(), strict=True):
+            _ratios(axes, title, labels, ratios[title])
+    if growth:
+        rows = math.ceil(len(growth) / 3)
+        every = next(parts).subplots(rows, 3, squeeze=False).flat
+        for axes, (title, curves) in zip(every, growth.items(), strict=False):
+            _growth(axes, title, curves)
+        for axes in every[len(growth) :]:
+            axes.axis("off")
+        every[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _ratios(
+    axes: Any, title: str, labels: Sequence[str], rows: Sequence[tuple[str, int, float]]
+) -> None:
+    """Draw ratios on a logarithmic axis, those below 1 in another colour."""
+    axes.axvline(1.0, color="black", lw=1)
+    for k, threads in enumerate(sorted({row[1] for row in rows})):
+        chosen = [row for row in rows if row[1] == threads]
+        axes.scatter(
+            [row[2] for row in chosen],
+            [labels.index(row[0]) for row in chosen],
+            c=[COLOURS[0] if row[2] >= 1.0 else COLOURS[1] for row in chosen],
+            marker=MARKERS[k % len(MARKERS)],
+            s=28,
+        )
+        label = f"{threads} thread{'s' if threads > 1 else ''}"
+        axes.scatter([], [], color="0.4", marker=MARKERS[k % len(MARKERS)], s=28, label=label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.5), max(high, 4.0))
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_title(f"{title}: fastest peer / rnn_xp", fontsize=10)
+    axes.legend(frameon=False, fontsize=7)
+    _plain(axes)
+
+
+def _growth(axes: Any, title: str, curves: Mapping[str, Mapping[int, float]]) -> None:
+    """Draw seconds over size, both logarithmic."""
+    for k, (name, line) in enumerate(curves.items()):
+        axes.loglog(
+            list(line),
+            list(line.values()),
+            color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k % len(MARKERS)],
+            ms=3,
+            lw=1.2,
+            label=name,
+        )
+    axes.set_title(f"{title}, s", fontsize=9)
+    axes.tick_params(labelsize=7)
+    _plain(axes)
+
+
 def _label(axes: Any, characters: Sequence[str]) -> None:
     """Write a character under each column."""
     labels = [_drawn(character) for character in characters]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from targets import TARGETS, Target, make_target
 
+from rnn_xp.accelerate import native
 from rnn_xp.backend import operations
 
 
@@ -13,6 +14,16 @@ from rnn_xp.backend import operations
 def target(request: pytest.FixtureRequest) -> Target:
     """Each library and device in turn; one that is missing is a visible skip."""
     return make_target(request.param)
+
+
+@pytest.fixture(autouse=True)
+def core_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the core itself, not the compiled kernels, where a test is about it."""
+    names = request.fixturenames
+    if "small_chunks" in names or (
+        "target" in names and request.getfixturevalue("target").name == "numpy:core"
+    ):
+        monkeypatch.setattr(native, "choose", lambda: "off in this test")
 
 
 @pytest.fixture(params=[1, 7], ids="{} rows a chunk".format)

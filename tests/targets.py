@@ -77,6 +77,7 @@ class Target:
 TARGETS: dict[str, tuple[str, str | None, bool]] = {
     "numpy": ("numpy", None, False),
     "numpy:readonly": ("numpy", None, True),
+    "numpy:core": ("numpy", None, False),  # without the compiled kernels: see conftest.py
     "strict": ("strict", None, False),
     "strict:device1": ("strict", "device1", False),
     "torch": ("torch", None, False),

@@ -82,7 +82,11 @@ def test_backends_prints_every_backend(tmp_path: Path) -> None:
     code, out, _ = run(tmp_path, "backends")
     assert code == 0
     names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["name", "numpy", "cupy", "torch", "jax", "strict"]
+    assert names == ["name", "numpy", "cupy", "torch", "jax", "strict", "compiled"]
+    _, out, _ = run(tmp_path, "backends", env={"RNN_XP_ACCELERATE": "0"})
+    last = "compiled kernels for numpy: no: switched off by RNN_XP_ACCELERATE=0"
+    assert out.splitlines()[-1] == last
+    assert "'avx9'" in fails(tmp_path, "backends", env={"RNN_XP_ACCELERATE": "avx9"})
     assert re.search(rf"numpy +{re.escape(np.__version__)} +cpu +yes", out)
 
 

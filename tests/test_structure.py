@@ -19,7 +19,7 @@ LIBRARIES = {"cupy", "cupyx", "torch", "jax", "jaxlib", "array_api_strict"}
 # import each other.
 ORDER = (
     {"cli"},
-    {"plotting", "sklearn"},
+    {"plotting", "sklearn", "bench"},
     {"tasks"},
     {"training", "fitting", "sampling", "decoding", "onnx", "interop"},
     {"checkpoint"},
@@ -51,8 +51,8 @@ def imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_the_backend_names_an_array_library(path: Path) -> None:
-    if path.name == "backend.py" or {"accelerate", "interop"} & set(path.parts):
-        return  # interop imports the tool that it serves, inside the function that needs it
+    if path.name == "backend.py" or {"accelerate", "interop", "bench"} & set(path.parts):
+        return  # interop and bench import a tool inside the function that needs it
     assert not {name.partition(".")[0] for name in imports(path)} & LIBRARIES
     assert not any(
         isinstance(node, ast.Constant) and node.value in LIBRARIES
@@ -81,14 +81,18 @@ def test_what_import_pulls_in() -> None:
     assert {"numpy", "array_api_compat"} <= pulled
     others = {"matplotlib", "onnx", "safetensors", "tqdm", "scipy", "pandas", "sklearn"}
     assert not pulled & (LIBRARIES | others)
-    assert "array_api_compat.numpy" not in run.stdout.split()
+    assert not {"array_api_compat.numpy", "rnn_xp.bench"} & set(run.stdout.split())
     assert "numpy.random" not in run.stdout.split()
 
 
-def test_interop_imports_its_tools_inside_functions() -> None:
-    code = "import sys; from rnn_xp import interop; print(*sys.modules)"
+@pytest.mark.parametrize("package", ["interop", "bench"])
+def test_tools_are_imported_inside_functions(package: str) -> None:
+    names = [name_of(path)[:-3].replace("/", ".") for path in (PACKAGE / package).rglob("*.py")]
+    modules = ", ".join(f"rnn_xp.{name.removesuffix('.__init__')}" for name in names)
+    code = f"import sys, {modules}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {name.partition(".")[0] for name in run.stdout.split()} & (LIBRARIES | {"keras"})
+    pulled = {name.partition(".")[0] for name in run.stdout.split()}
+    assert not pulled & (LIBRARIES | {"keras", "onnx", "onnxruntime"})
 
 
 def test_the_loop_sees_no_gate() -> None:

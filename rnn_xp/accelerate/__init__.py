@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from rnn_xp import recurrence
-from rnn_xp.backend import Array, Namespace, Operations
+from rnn_xp.accelerate import native
+from rnn_xp.backend import Array, Namespace, Operations, array_namespace
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Ragged
 
@@ -53,4 +56,12 @@ class Engine(Protocol):
 
 def engine(cell: Cell, like: Array) -> Engine:
     """Return the engine for a cell whose weights are arrays like `like`."""
+    if type(like) is np.ndarray:
+        chosen = native.choose()
+        if isinstance(chosen, native.Native) and chosen.takes(cell, like):
+            return chosen
+    elif array_namespace(like=like).__name__ == "jax.numpy":
+        from rnn_xp.accelerate import scan  # imports JAX, which the caller has imported already
+
+        return scan
     return recurrence

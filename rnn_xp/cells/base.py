@@ -80,6 +80,13 @@ class Cell(ABC):
         self.extras = (hidden_size,) * self.extra_count
         self.state_sizes = (self.output_size, *(hidden_size for _ in self.state[1:]))
 
+    def __eq__(self, other: object) -> bool:
+        # Cells are values: what was compiled for one serves its equals.
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.hidden_size, self.output_size))
+
     def shapes(self, input_size: int, bias: bool) -> dict[str, tuple[int, ...]]:
         """Return the name and shape of every weight, in PyTorch's order."""
         rows = self.gates * self.hidden_size

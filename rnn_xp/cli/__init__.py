@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from rnn_xp import __version__
+from rnn_xp.accelerate import native
 from rnn_xp.backend import BackendError, available
+from rnn_xp.cli.bench import add_bench
 from rnn_xp.cli.caption import add_train_caption
 from rnn_xp.cli.classify import add_train_classify
 from rnn_xp.cli.console import INTERRUPTED
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add_sample(commands)
     add_inspect(commands)
     add_plot(commands)
+    add_bench(commands)
     add_command(commands, "backends", _backends, "show which array libraries can be used here")
     return parser
 
@@ -88,4 +91,12 @@ def _backends(_: argparse.Namespace) -> int:
     for row in rows:
         start = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False))
         print(f"{start}  {row[3]}")
+    print(f"compiled kernels for numpy: {_kernels()}")
     return 0
+
+
+def _kernels() -> str:
+    chosen = native.choose()
+    if isinstance(chosen, str):
+        return f"no: {chosen}"
+    return f"{chosen.name}, {chosen.threads} thread{'s' * (chosen.threads > 1)}"

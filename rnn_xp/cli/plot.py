@@ -1,4 +1,4 @@
-"""`plot`: pictures of trainings, forecasts, confusion matrices, gradients and hidden units."""
+"""`plot`: pictures of trainings, forecasts, confusion matrices, gradients, units and benchmarks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any
 
 from rnn_xp import plotting
 from rnn_xp.backend import select
+from rnn_xp.bench import report, results
 from rnn_xp.checkpoint import CheckpointError
+from rnn_xp.cli.bench import bench_figure
 from rnn_xp.cli.caption import BEAM, add_writing, captions_of
 from rnn_xp.cli.console import check_free, check_writable, load_model
 from rnn_xp.cli.inspect import add_text_source, add_units, text_of, trace_of
 from rnn_xp.cli.options import POSITIVE, Help, add_backend, add_command, count
 from rnn_xp.cli.plot_data import read_confusion, read_forecast, read_log
 from rnn_xp.cli.text import vocabulary_of
+from rnn_xp.files import replace_file
 from rnn_xp.models import CELLS
 from rnn_xp.tasks.gradient_flow import new_network_norms, text_norms
 
@@ -69,19 +72,35 @@ def add_plot(commands: Any) -> None:
     add_text_source(command, required=True)
     add_units(command, top=None)
     add_backend(command, dtype=None)
+    command = _kind(
+        kinds,
+        "bench",
+        lambda options: bench_figure(results.load(options.file)),
+        "draw a benchmark, or write its tables (.md)",
+        "bench.json --out bench.png",
+        page=lambda options: report.page(results.load(options.file)),
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="what bench --json wrote")
 
 
-def _kind(kinds: Any, name: str, draw: Any, summary: str, example: str) -> argparse.ArgumentParser:
-    """Add a kind of picture; `draw` makes the figure of the options."""
+def _kind(
+    kinds: Any, name: str, draw: Any, summary: str, example: str, page: Any = None
+) -> argparse.ArgumentParser:
+    """Add a kind of picture; `draw` makes the figure of the options, `page` Markdown instead."""
 
     def run(options: argparse.Namespace) -> int:
         out: Path = options.out
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its fonts and caches are
-        plotting.require()
-        plotting.check_suffix(out)
+        as_page = page is not None and out.suffix.lower() == ".md"
+        if not as_page:
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches are
+            plotting.require()
+            plotting.check_suffix(out)
         check_free(out, options.force)
         check_writable(out)
-        plotting.write(draw(options), out)
+        if as_page:
+            replace_file(out, page(options).encode())
+        else:
+            plotting.write(draw(options), out)
         print(f"saved to {out}")
         return 0
 

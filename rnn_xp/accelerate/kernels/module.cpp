@@ -1,0 +1,261 @@
+// The Python module: checks its arguments' sizes, lets other Python threads run, calls the kernels.
+//
+// It knows arrays as buffers only, so that it needs neither NumPy's headers nor a build for each
+// Python version (the stable ABI from 3.11 on).
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdlib.h>
+
+#include "pool.h"
+
+namespace {
+
+const Kernels* const all_kernels[] = {
+#ifdef RNN_XP_AVX512
+    &avx512_kernels,
+#endif
+#ifdef RNN_XP_AVX2
+    &avx2_kernels,
+#endif
+    &portable_kernels,
+};
+constexpr int kernel_count = sizeof all_kernels / sizeof *all_kernels;
+
+bool runs_here(const Kernels* kernels) {
+#ifdef RNN_XP_AVX512
+  if (kernels == &avx512_kernels)  // every feature that its file is compiled with
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#ifdef RNN_XP_AVX2
+  if (kernels == &avx2_kernels)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return true;
+}
+
+// The arguments of a call, in order. After a failure everything reads as zero.
+class Arguments {
+ public:
+  Arguments(PyObject* const* given, Py_ssize_t count) : given_(given), count_(count) {}
+  ~Arguments() {
+    for (int k = 0; k < held_; k++) PyBuffer_Release(&views_[k]);
+  }
+
+  int64_t integer() {
+    PyObject* o = next();
+    const int64_t value = o ? PyLong_AsLongLong(o) : 0;
+    if (value == -1 && PyErr_Occurred()) failed_ = true;
+    return failed_ ? 0 : value;
+  }
+
+  // An array of at least so many bytes, from its first element on. Rows may have a distance.
+  void* array(int64_t bytes, bool writable, bool optional = false) {
+    PyObject* o = next();
+    if (!o || (optional && o == Py_None)) return nullptr;
+    Py_buffer* view = &views_[held_];
+    if (PyObject_GetBuffer(o, view, PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0))) {
+      failed_ = true;
+      return nullptr;
+    }
+    held_++;
+    if (view->len >= bytes) return view->buf;
+    failed_ = true;
+    PyErr_Format(PyExc_ValueError, "argument %zd has %zd bytes, expected at least %lld", at_,
+                 view->len, (long long)bytes);
+    return nullptr;
+  }
+  const void* input(int64_t bytes) { return array(bytes, false); }
+  const void* input_or_none(int64_t bytes) { return array(bytes, false, true); }
+  void* output(int64_t bytes) { return array(bytes, true); }
+  void* output_or_none(int64_t bytes) { return array(bytes, true, true); }
+
+  bool done() {
+    if (!failed_ && at_ != count_) {
+      PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", at_, count_);
+      failed_ = true;
+    }
+    return !failed_;
+  }
+
+ private:
+  PyObject* next() {
+    if (failed_ || at_ == count_) {
+      if (!failed_) PyErr_SetString(PyExc_TypeError, "too few arguments");
+      failed_ = true;
+      return nullptr;
+    }
+    return given_[at_++];
+  }
+
+  PyObject* const* given_;
+  Py_ssize_t count_, at_ = 0;
+  Py_buffer views_[24];
+  int held_ = 0;
+  bool failed_ = false;
+};
+
+// What every call begins with: (kernels, cell, itemsize, T, B, I, H).
+const Kernels* begin(Arguments& in, Call& call) {
+  const int64_t which = in.integer();
+  call.cell = (int)in.integer();
+  const int64_t itemsize = in.integer();
+  call.is_double = itemsize == 8;
+  call.T = in.integer(), call.B = in.integer(), call.I = in.integer(), call.H = in.integer();
+  const bool good = which >= 0 && which < kernel_count && call.cell >= 0 &&
+                    call.cell < CELL_KINDS && (itemsize == 4 || itemsize == 8) && call.T > 0 &&
+                    call.B > 0 && call.I > 0 && call.H > 0;
+  if (good && runs_here(all_kernels[which])) return all_kernels[which];
+  if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "unknown kernels, cell or sizes");
+  return nullptr;
+}
+
+int64_t gates_of(int cell) { return cell == LSTM ? 4 : cell >= GRU ? 3 : 1; }
+
+// As many threads as have work: below that, waking and meeting cost more than they save.
+int team_size(const Call& call, int64_t threads) {
+  const int64_t step = call.B * gates_of(call.cell) * call.H * call.H;  // multiplications
+  if (threads > MOST_THREADS) threads = MOST_THREADS;
+  return step < 16384 ? 1 : (int)threads;
+}
+
+struct Scratch {
+  explicit Scratch(int64_t bytes) {
+    if (bytes && posix_memalign(&memory, 64, (size_t)bytes)) memory = nullptr;
+    failed = bytes && !memory;
+  }
+  ~Scratch() { free(memory); }
+  void* memory = nullptr;
+  bool failed;
+};
+
+PyObject* run(void (*job)(const Call&, Team), Call& call, int64_t scratch_bytes, int64_t threads) {
+  bool failed;
+  Py_BEGIN_ALLOW_THREADS
+  Scratch scratch(scratch_bytes);
+  failed = scratch.failed;
+  if (!failed) {
+    call.scratch = scratch.memory;
+    run_team(job, call, team_size(call, threads));
+  }
+  Py_END_ALLOW_THREADS
+  if (failed) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+PyObject* kernel_names(PyObject*, PyObject*) {
+  PyObject* names = PyDict_New();
+  for (int k = 0; names && k < kernel_count; k++) {
+    if (!runs_here(all_kernels[k])) continue;
+    PyObject* number = PyLong_FromLong(k);
+    if (!number || PyDict_SetItemString(names, all_kernels[k]->name, number)) Py_CLEAR(names);
+    Py_XDECREF(number);
+  }
+  return names;
+}
+
+PyObject* sizes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  Call call{};
+  const Kernels* kernels = begin(in, call);
+  if (!kernels || !in.done()) return nullptr;
+  return Py_BuildValue("LL", (long long)kernels->packed_bytes(call),
+                       (long long)kernels->kept_bytes(call));
+}
+
+PyObject* pack(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  Call call{};
+  const Kernels* kernels = begin(in, call);
+  if (!kernels) return nullptr;
+  const int64_t item = call.is_double ? 8 : 4, rows = gates_of(call.cell) * call.H * item;
+  const int64_t threads = in.integer();
+  call.weight_ih = in.input(rows * call.I);
+  call.weight_hh = in.input(rows * call.H);
+  call.bias_ih = in.input_or_none(rows);
+  call.bias_hh = in.input_or_none(rows);
+  call.packed = in.output(kernels->packed_bytes(call));
+  if (!in.done()) return nullptr;
+  return run(kernels->pack, call, 0, threads);
+}
+
+PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  Call call{};
+  const Kernels* kernels = begin(in, call);
+  if (!kernels) return nullptr;
+  const int64_t item = call.is_double ? 8 : 4, state = call.B * call.H * item;
+  const bool has_c = call.cell == LSTM;
+  const int64_t threads = in.integer();
+  call.split = (int)in.integer();
+  call.reverse = in.integer() != 0;
+  call.packed = in.input(kernels->packed_bytes(call));
+  call.x = in.input(call.T * call.B * call.I * item);
+  call.ldx = in.integer();
+  call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
+  call.h0 = in.input_or_none(state);
+  call.c0 = in.input_or_none(state);
+  call.y = in.output(call.T * state);
+  call.ldy = in.integer();
+  call.h_last = in.output(state);
+  call.c_last = has_c ? in.output(state) : in.output_or_none(0);
+  call.kept = in.output_or_none(kernels->kept_bytes(call));
+  if (!in.done()) return nullptr;
+  return run(kernels->forward, call, kernels->scratch_bytes(call, false), threads);
+}
+
+PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  Call call{};
+  const Kernels* kernels = begin(in, call);
+  if (!kernels) return nullptr;
+  const int64_t item = call.is_double ? 8 : 4, rows = gates_of(call.cell) * call.H * item;
+  const int64_t state = call.B * call.H * item;
+  const bool has_c = call.cell == LSTM;
+  const int64_t threads = in.integer();
+  call.split = (int)in.integer();
+  call.reverse = in.integer() != 0;
+  call.weight_ih = in.input(rows * call.I);
+  call.weight_hh = in.input(rows * call.H);
+  call.x = in.input(call.T * call.B * call.I * item);
+  call.ldx = in.integer();
+  call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
+  call.kept = in.output(kernels->kept_bytes(call));
+  call.dy = in.input(call.T * state);
+  call.lddy = in.integer();
+  call.dh_last = in.input_or_none(state);
+  call.dc_last = in.input_or_none(state);
+  call.dx = in.output(call.T * call.B * call.I * item);
+  call.dweight_ih = in.output(rows * call.I);
+  call.dweight_hh = in.output(rows * call.H);
+  call.dbias_ih = in.output_or_none(rows);
+  call.dbias_hh = in.output_or_none(rows);
+  call.dh0 = in.output(state);
+  call.dc0 = has_c ? in.output(state) : in.output_or_none(0);
+  if (!in.done()) return nullptr;
+  return run(kernels->backward, call, kernels->scratch_bytes(call, true), threads);
+}
+
+#define FAST(name, text) \
+  {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, text}
+
+PyMethodDef methods[] = {
+    {"kernel_names", kernel_names, METH_NOARGS,
+     "Return the instruction sets that this processor has, best first, and their numbers."},
+    FAST(sizes, "Return the bytes of packed weights and of what a forward pass keeps."),
+    FAST(pack, "Pack weights."),
+    FAST(forward, "Run a cell over a sequence."),
+    FAST(backward, "Run a cell backward through time."),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef_Slot slots[] = {{0, nullptr}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", "Compiled recurrences.", 0, methods,
+                      slots, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__kernels() { return PyModuleDef_Init(&module); }

@@ -1,0 +1,163 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Spin for a while, then let others run: the machine may have fewer cores than threads.
+template <class F>
+void wait_until(F done) {
+  for (int spins = 0; !done();) {
+    pause();
+    if (++spins == 2000) {
+      spins = 0;
+      sched_yield();
+    }
+  }
+}
+
+struct alignas(64) Counter {
+  std::atomic<int64_t> value{0};
+};
+
+}  // namespace
+
+// Each thread counts its own arrivals, and waits until every other one has as many.
+struct Barrier {
+  Counter arrived[MOST_THREADS];
+  int size = 1;
+
+  void reset(int count) {
+    size = count;
+    for (int k = 0; k < count; k++) arrived[k].value.store(0, std::memory_order_relaxed);
+  }
+};
+
+void meet(Barrier* barrier, int me) {
+  std::atomic<int64_t>& own = barrier->arrived[me].value;
+  const int64_t count = own.load(std::memory_order_relaxed) + 1;
+  own.store(count, std::memory_order_release);
+  for (int k = 0; k < barrier->size; k++)
+    if (k != me)
+      wait_until([&] { return barrier->arrived[k].value.load(std::memory_order_acquire) >= count; });
+}
+
+namespace {
+
+struct Job {
+  void (*run)(const Call&, Team) = nullptr;
+  const Call* call = nullptr;
+  int size = 1;
+};
+
+// The workers spin for a while after a call, since the next one often follows at once; then they
+// sleep. A worker whose number is not below the job's size has no part in it.
+struct Pool {
+  pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;
+  pthread_mutex_t sleep = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+  std::atomic<int64_t> round{0};
+  std::atomic<int> working{0}, sleepers{0};
+  int started = 1;  // with the caller
+  Job job;
+  Barrier barrier;
+};
+
+struct Start {
+  Pool& pool;
+  int me;
+  int64_t seen;  // the round before its first one
+};
+
+void* worker(void* argument) {
+  const Start start = *(Start*)argument;
+  delete (Start*)argument;
+  Pool& p = start.pool;
+  for (int64_t seen = start.seen;;) {
+    int spins = 0;
+    while (p.round.load(std::memory_order_acquire) == seen) {
+      pause();
+      if (++spins < 4000) continue;
+      spins = 0;
+      pthread_mutex_lock(&p.sleep);
+      p.sleepers.fetch_add(1);
+      while (p.round.load() == seen) pthread_cond_wait(&p.wake, &p.sleep);
+      p.sleepers.fetch_sub(1);
+      pthread_mutex_unlock(&p.sleep);
+    }
+    seen++;
+    if (start.me < p.job.size) p.job.run(*p.job.call, Team{start.me, p.job.size, &p.barrier});
+    p.working.fetch_sub(1, std::memory_order_release);
+  }
+  return nullptr;
+}
+
+Pool* pool = nullptr;
+
+// A child process has no workers: it makes a pool of its own.
+void forget() { pool = nullptr; }
+
+Pool& the_pool() {
+  static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+  static bool registered = false;
+  pthread_mutex_lock(&making);
+  if (!registered) {
+    pthread_atfork(nullptr, nullptr, forget);
+    registered = true;
+  }
+  if (!pool) pool = new Pool;
+  pthread_mutex_unlock(&making);
+  return *pool;
+}
+
+void start(Pool& p, int size) {
+  while (p.started < size) {
+    pthread_t thread;
+    Start* const first = new Start{p, p.started, p.round.load()};
+    if (pthread_create(&thread, nullptr, worker, first)) {
+      delete first;
+      return;
+    }
+    pthread_detach(thread);
+    p.started++;
+  }
+}
+
+}  // namespace
+
+void run_team(void (*job)(const Call&, Team), const Call& call, int size) {
+  if (size > 1) {
+    Pool& p = the_pool();
+    if (pthread_mutex_trylock(&p.busy) == 0) {
+      start(p, size);
+      if (p.started >= size) {
+        p.barrier.reset(size);
+        p.job = {job, &call, size};
+        p.working.store(p.started - 1, std::memory_order_relaxed);
+        p.round.fetch_add(1);
+        if (p.sleepers.load()) {
+          pthread_mutex_lock(&p.sleep);
+          pthread_cond_broadcast(&p.wake);
+          pthread_mutex_unlock(&p.sleep);
+        }
+        job(call, Team{0, size, &p.barrier});
+        wait_until([&] { return p.working.load(std::memory_order_acquire) == 0; });
+        pthread_mutex_unlock(&p.busy);
+        return;
+      }
+      pthread_mutex_unlock(&p.busy);
+    }
+  }
+  job(call, Team{0, 1, nullptr});
+}

@@ -1,0 +1,10 @@
+// Threads that wait for work; one call at a time uses them.
+#pragma once
+
+#include "call.h"
+
+// Run job(call, {me, size, barrier}) on `size` threads, the caller's among them. If another call has
+// the threads, or they cannot be started, the caller does it alone: the bits are the same.
+void run_team(void (*job)(const Call&, Team), const Call& call, int size);
+
+constexpr int MOST_THREADS = 64;

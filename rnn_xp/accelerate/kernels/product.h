@@ -1,0 +1,178 @@
+// Products with packed weights: C = init + A W.
+//
+// W (K, columns) is packed into panels of up to four vectors of columns, each [k][vector], so that a
+// tile of C stays in registers over all of K and W is read once, in order. Every number of C is one
+// sum over k from 0 upward, whatever the tile: the same bits for any split of rows or columns.
+#pragma once
+
+#include "vector.h"
+
+namespace {
+
+INLINE long least(long a, long b) { return a < b ? a : b; }
+INLINE long most(long a, long b) { return a > b ? a : b; }
+INLINE long upward(long a, long b) { return (a + b - 1) / b; }
+
+// Keep a vector in its register: some compilers would load it anew for each use.
+#if defined(__AVX512F__)
+#define PIN(v) __asm__("" : "+v"(v))
+#elif defined(__x86_64__)
+#define PIN(v) __asm__("" : "+x"(v))
+#else
+#define PIN(v)
+#endif
+
+// M rows of A against a panel of N vectors. A[row][k] stands at A[row * by_row + k * by_k]. `init`
+// is null for zeros, has distance 0 for one row everywhere, and is C to add to it.
+template <class T, int M, int N>
+void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init, long ld_init, T* C,
+          long ldc) {
+  constexpr int L = LANES<T>;
+  typedef Vector<T> V;
+  V sum[M][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) sum[i][j] = init ? load(init + i * ld_init + j * L) : V{};
+#pragma GCC unroll 1
+  for (long k = 0; k < K; k++, A += by_k, W += N * L) {
+    if constexpr (TILE_ROWS > TILE_VECTORS) {  // many registers: the weights stay in them
+      V w[N];
+#pragma GCC unroll 8
+      for (int j = 0; j < N; j++) {
+        w[j] = load(W + j * L);
+        PIN(w[j]);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < M; i++) {
+        const V a = fill(A[i * by_row]);
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) sum[i][j] = fma(a, w[j], sum[i][j]);
+      }
+    } else {  // few registers: the rows stay in them
+      V a[M];
+#pragma GCC unroll 8
+      for (int i = 0; i < M; i++) a[i] = fill(A[i * by_row]);
+#pragma GCC unroll 8
+      for (int j = 0; j < N; j++) {
+        V w = load(W + j * L);
+        PIN(w);
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) sum[i][j] = fma(a[i], w, sum[i][j]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) store(C + i * ldc + j * L, sum[i][j]);
+}
+
+template <class T>
+using Tile = void (*)(long, const T*, long, long, const T*, const T*, long, T*, long);
+
+#define TILES_OF_ROW(M) \
+  { nullptr, tile<T, M, 1>, tile<T, M, 2>, tile<T, M, 3>, tile<T, M, 4> }
+
+template <class T>
+INLINE Tile<T> tile_of(int m, int n) {
+#if defined(__AVX512F__) || defined(__aarch64__)
+  static constexpr Tile<T> table[7][5] = {
+      {},
+      TILES_OF_ROW(1),
+      TILES_OF_ROW(2),
+      TILES_OF_ROW(3),
+      TILES_OF_ROW(4),
+      TILES_OF_ROW(5),
+      TILES_OF_ROW(6)};
+#else
+  static constexpr Tile<T> table[4][5] = {
+      {}, TILES_OF_ROW(1), TILES_OF_ROW(2), TILES_OF_ROW(3)};
+#endif
+  return table[m][n];
+}
+
+// Call f(row, count) for tiles of nearly equal height.
+template <class F>
+INLINE void for_rows(long first, long last, F f) {
+  const long count = last - first;
+  if (count <= 0) return;
+  const long tiles = upward(count, TILE_ROWS), height = count / tiles, taller = count % tiles;
+  for (long k = 0, row = first; k < tiles; k++) {
+    const int m = (int)(height + (k < taller));
+    f(row, m);
+    row += m;
+  }
+}
+
+// Rows [first, last) of C = init + A W for one panel of n vectors, of which `columns` numbers count
+// (the panel's others are zeros, and neither read from init nor written); K in blocks that the cache
+// holds.
+template <class T>
+NOINLINE void panel_product(long first, long last, long K, const T* A, long by_row,
+                                             long by_k, const T* W, int n, const T* init,
+                                             long ld_init, T* C, long ldc, long columns) {
+  constexpr long block = 1024;
+  constexpr int L = LANES<T>;
+  const bool whole = columns >= n * L;
+  alignas(64) T part[TILE_ROWS * TILE_VECTORS * L];
+  for (long k = 0; k < K || k == 0; k += block) {
+    const long count = least(block, K - k);
+    for_rows(first, last, [&](long r, int m) {
+      const T* const a = A + r * by_row + k * by_k;
+      const T* const w = W + k * n * L;
+      const T* start = k ? C + r * ldc : (init ? init + r * ld_init : nullptr);
+      const long ld_start = k ? ldc : ld_init;
+      T* const c = C + r * ldc;
+      if (whole) return tile_of<T>(m, n)(count, a, by_row, by_k, w, start, ld_start, c, ldc);
+      for (int i = 0; start && i < m; i++)
+        for (int j = 0; j < n; j++)
+          store(part + (i * n + j) * L, load_part(start + i * ld_start + j * L, columns - j * L));
+      tile_of<T>(m, n)(count, a, by_row, by_k, w, start ? part : nullptr, n * L, part, n * L);
+      for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++)
+          store_part(c + i * ldc + j * L, load(part + (i * n + j) * L), columns - j * L);
+    });
+  }
+}
+
+// Panels of `width` vectors of columns (the last one narrower), from rows that row(k) points to; a
+// null row is zeros. Packs the panels [first, last).
+template <class T, class F>
+INLINE void pack_rows(F row, long K, long columns, int width, T* packed, long first, long last) {
+  constexpr int L = LANES<T>;
+  const long vectors = upward(columns, L);
+  for (long p = first; p < last; p++) {
+    const long v = p * width;
+    const int n = (int)least(width, vectors - v);
+    T* out = packed + v * L * K;
+    for (long k = 0; k < K; k++, out += n * L) {
+      const T* source = row(k);
+      for (int j = 0; j < n; j++) {
+        const long at = (v + j) * L;
+        store(out + j * L, source ? load_part(source + at, columns - at) : Vector<T>{});
+      }
+    }
+  }
+}
+
+// One vector of a panel [k][n vectors] from transposed rows: number (k, lane) is W[lane][k], zero
+// from `count` lanes on.
+template <class T>
+NOINLINE void pack_vector(const T* W, long ld, long count, long K, T* packed, int n) {
+  constexpr int L = LANES<T>;
+  Vector<T> v[L];
+  for (long k = 0; k < K; k += L) {
+    const long there = least(L, K - k);
+    if (there == L && count >= L) {
+#pragma GCC unroll 16
+      for (int l = 0; l < L; l++) v[l] = load(W + l * ld + k);
+    } else {
+      for (int l = 0; l < L; l++) v[l] = l < count ? load_part(W + l * ld + k, there) : Vector<T>{};
+    }
+    transpose<T>(v);
+    for (long i = 0; i < there; i++) store(packed + (k + i) * n * L, v[i]);
+  }
+}
+
+}  // namespace

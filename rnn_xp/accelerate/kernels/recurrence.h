@@ -1,0 +1,502 @@
+// The time loop of one cell, forward and backward through time.
+//
+//   forward:   for a chunk of steps at once gates = W_ih x + b; then, step after step, one product
+//              with the packed recurrent weights, whose tiles the cell finishes in the cache
+//   backward:  step after step in the other order, the same with the transposed weights; after each
+//              chunk the gradients of the weights and of x by one product each
+//
+// The threads of a call share out the batch, and meet once a chunk, or the hidden units, and meet at
+// every step. Each number is computed by one thread in one order: the bits do not depend on it.
+#pragma once
+
+#include "call.h"
+#include "cells.h"
+#include "product.h"
+
+namespace {
+
+// Where things stand in the packed weights, in what is kept, and in the scratch memory.
+struct Area {
+  char* next;
+  template <class T>
+  T* take(long count) {
+    char* p = next;
+    next += upward(count * (long)sizeof(T), 64) * 64;
+    return (T*)p;
+  }
+};
+
+struct Span {
+  long first, last;
+};
+
+INLINE Span share(long count, const Team& team) {
+  return {count * team.me / team.size, count * (team.me + 1) / team.size};
+}
+
+// Vectors of one panel of a product with one gate: four, or fewer to have work for two threads.
+INLINE int panel_width(long vectors) {
+  return (int)(vectors >= 8 ? TILE_VECTORS : most(1, (vectors + 1) / 2));
+}
+
+// What does not depend on the cell.
+template <class T>
+struct Run {
+  typedef Vector<T> V;
+  static constexpr int L = LANES<T>;
+
+  const Call& a;
+  const Team team;
+  const long steps, B, I, H;
+  const long units, padded, inputs;  // vectors of hidden units, their numbers, vectors of inputs
+  const int width;                   // of a panel with one gate
+
+  Run(const Call& call, Team team)
+      : a(call), team(team), steps(call.T), B(call.B), I(call.I), H(call.H), units(upward(H, L)),
+        padded(units * L), inputs(upward(I, L)), width(panel_width(units)) {}
+
+  void sync() const {
+    if (team.size > 1) meet(team.barrier, team.me);
+  }
+
+  // ---- Sharing the work ----
+
+  bool by_units() const {
+    if (a.split != BY_WORK) return a.split == BY_UNITS;
+    return B < 8 * team.size || upward(units, width) >= 4 * team.size;
+  }
+
+  Span rows() const { return by_units() ? Span{0, B} : share(B, team); }
+
+  Span panels(long count) const { return by_units() ? share(count, team) : Span{0, count}; }
+
+  // ---- Packing and copying ----
+
+  // Panels of one vector of units with all gates or, with one gate, of several vectors of units.
+  NOINLINE void pack_forward(const T* W, long K, int gates, T* out) const {
+    const int wide = gates == 1 ? width : 1;
+    const Span mine = share(upward(units, wide), team);
+    for (long p = mine.first; p < mine.last; p++) {
+      const long u = p * wide;
+      const int count = (int)least(wide, units - u), n = count * gates;
+      T* panel = out + u * gates * L * K;
+      for (int j = 0; j < n; j++) {
+        const long unit = (u + j / gates) * L;
+        const T* rows = W + (j % gates * H + unit) * K;
+        pack_vector(rows, K, H - unit, K, panel + j * L, n);
+      }
+    }
+  }
+
+  // W^T, or W_ih^T: rows in the order of da (unit vector, gate, lane), columns units or inputs.
+  NOINLINE void pack_transposed(const T* W, int gates, long columns, int wide, T* out) const {
+    auto row = [&](long k) {
+      const long u = k / (gates * L), g = k / L % gates, h = u * L + k % L;
+      return h < H ? W + (g * H + h) * columns : nullptr;
+    };
+    const Span mine = share(upward(upward(columns, L), wide), team);
+    pack_rows(row, padded * gates, columns, wide, out, mine.first, mine.last);
+  }
+
+  // Rows (low * B + r) of x; those past their sequence's end are zeros.
+  NOINLINE void pack_x(long low, long rows, T* out) const {
+    const T* x = (const T*)a.x + low * B * a.ldx;
+    auto row = [&](long r) {
+      const bool valid = !a.lengths || low + r / B < a.lengths[r % B];
+      return valid ? x + r * a.ldx : nullptr;
+    };
+    const Span mine = share(upward(inputs, TILE_VECTORS), team);
+    pack_rows(row, rows, I, TILE_VECTORS, out, mine.first, mine.last);
+  }
+
+  NOINLINE void pack_states(const T* source, long rows, T* out) const {
+    const Span mine = share(upward(units, TILE_VECTORS), team);
+    auto row = [&](long r) { return source + r * padded; };
+    pack_rows(row, rows, padded, TILE_VECTORS, out, mine.first, mine.last);
+  }
+
+  void copy_in(const void* from, T* to) const {  // (B, H) to padded rows
+    const Span mine = share(B, team);
+    for (long r = mine.first; r < mine.last; r++)
+      for (long u = 0; u < units; u++) {
+        const T* source = (const T*)from + r * H + u * L;
+        store(to + r * padded + u * L, from ? load_part(source, H - u * L) : V{});
+      }
+  }
+
+  void copy_out(const T* from, void* to) const {
+    const Span mine = share(B, team);
+    for (long r = mine.first; r < mine.last; r++)
+      __builtin_memcpy((T*)to + r * H, from + r * padded, sizeof(T) * H);
+  }
+
+  void clear(void* p, int gates, long ld) const {
+    const Span mine = share(gates * H, team);
+    if (p) __builtin_memset((T*)p + mine.first * ld, 0, sizeof(T) * (mine.last - mine.first) * ld);
+  }
+
+  // ---- Gradients of a chunk ----
+
+  // dx = da W_ih for the steps from `low` on; the weights are packed.
+  NOINLINE void dx_product(const T* da, int gates, long low, long rows, const T* weights) const {
+    const Span mine = share(rows, team);
+    const long K = padded * gates;
+    T* const dx = (T*)a.dx + low * B * I;
+    for (long v = 0; v < inputs; v += TILE_VECTORS) {
+      const int n = (int)least(TILE_VECTORS, inputs - v);
+      panel_product<T>(mine.first, mine.last, K, da, K, 1, weights + v * L * K, n, nullptr, 0,
+                       dx + v * L, I, I - v * L);
+    }
+  }
+
+  // Of the own units: da as [gate][unit vector][step and sequence][lane], its sums added to dbias.
+  NOINLINE void gather_columns(const T* da, int gates, long rows, T* columns, void* dbias_ih,
+                      void* dbias_hh) const {
+    const Span own = share(units, team);
+    const long ld = padded * gates;
+    for (int g = 0; g < gates; g++)
+      for (long u = own.first; u < own.last; u++) {
+        const T* from = da + (u * gates + g) * L;
+        T* to = columns + (g * units + u) * rows * L;
+        V sum{};
+        for (long r = 0; r < rows; r++) {
+          const V v = load(from + r * ld);
+          store(to + r * L, v);
+          sum += v;
+        }
+        void* const both[] = {dbias_ih, dbias_hh};
+        for (void* dbias : both) {
+          if (!dbias) continue;
+          T* out = (T*)dbias + g * H + u * L;
+          store_part(out, load_part(out, H - u * L) + sum, H - u * L);
+        }
+      }
+  }
+
+  // Rows of the gates [first, last) of dW += da^T operand, for the own units; the operand is packed.
+  NOINLINE void gradient(const T* columns, int first, int last, long rows, const T* operand, long width,
+                void* dW) const {
+    const Span own = share(units, team);
+    for (long v = 0; v < upward(width, L); v += TILE_VECTORS) {
+      const int n = (int)least(TILE_VECTORS, upward(width, L) - v);
+      for (int g = first; g < last; g++)
+        for (long u = own.first; u < own.last; u++) {
+          T* out = (T*)dW + (g * H + u * L) * width + v * L;
+          panel_product<T>(0, least(L, H - u * L), rows, columns + (g * units + u) * rows * L, 1, L,
+                           operand + v * L * rows, n, out, width, out, width, width - v * L);
+        }
+    }
+  }
+};
+
+template <class T, template <class> class CellOf>
+struct Recurrence : Run<T> {
+  typedef CellOf<T> Cell;
+  typedef Vector<T> V;
+  static constexpr int L = LANES<T>;
+  static constexpr long CHUNK_ROWS = 512;          // of a backward chunk
+  static constexpr long CHUNK_BYTES = 512 * 1024;  // of `gates`, in a forward chunk
+
+  using Run<T>::a, Run<T>::team, Run<T>::steps, Run<T>::B, Run<T>::I, Run<T>::H, Run<T>::units,
+      Run<T>::padded, Run<T>::inputs, Run<T>::width, Run<T>::sync, Run<T>::by_units, Run<T>::rows,
+      Run<T>::panels, Run<T>::pack_forward, Run<T>::pack_transposed, Run<T>::pack_x,
+      Run<T>::pack_states, Run<T>::copy_in, Run<T>::copy_out, Run<T>::dx_product,
+      Run<T>::gather_columns, Run<T>::gradient, Run<T>::clear;
+  using Run<T>::Run;
+
+  // ---- Memory ----
+
+  struct Packed {
+    T *bias, *bias_hh, *w_ih, *w_hh, *w_u;
+    long bytes;
+  };
+
+  Packed packed() const {
+    Area area{(char*)a.packed};
+    Packed p;
+    p.bias = area.take<T>(padded * Cell::X_GATES);
+    p.bias_hh = area.take<T>(padded * Cell::H_GATES);
+    p.w_ih = area.take<T>(padded * Cell::X_GATES * I);
+    p.w_hh = area.take<T>(padded * Cell::H_GATES * H);
+    p.w_u = area.take<T>(padded * Cell::U_GATES * H);
+    p.bytes = area.next - (char*)a.packed;
+    return p;
+  }
+
+  struct Kept {
+    T *gates, *h, *c, *u;
+    long bytes;
+  };
+
+  // States stand between the steps: row t before the step t, row t + 1 after it; in the reverse
+  // direction row t + 1 before and row t after.
+  Kept kept(void* at, long states, long count) const {
+    Area area{(char*)at};
+    Kept k;
+    k.gates = area.take<T>(count * B * padded * Cell::SLOTS);
+    k.h = area.take<T>(states * B * padded);
+    k.c = area.take<T>(Cell::HAS_C ? states * B * padded : 0);
+    k.u = area.take<T>(Cell::U_GATES ? count * B * padded : 0);
+    k.bytes = area.next - (char*)at;
+    return k;
+  }
+
+  long forward_steps() const {
+    const long rows = CHUNK_BYTES / (long)(padded * Cell::SLOTS * sizeof(T));
+    return least(steps, most(1, least(rows, CHUNK_ROWS) / B));
+  }
+  long backward_steps() const { return least(steps, most(1, CHUNK_ROWS / B)); }
+
+  long packed_bytes() const { return packed().bytes; }
+
+  long kept_bytes() const {
+    return kept(nullptr, steps + 1, Cell::KEEPS_GATES ? steps : 0).bytes;
+  }
+
+  long forward_bytes() const {
+    if (!a.kept) return kept(nullptr, 2, forward_steps()).bytes;
+    return Cell::KEEPS_GATES ? 0 : (long)sizeof(T) * forward_steps() * B * padded * Cell::SLOTS;
+  }
+
+  struct Backward {
+    T *w_hh, *w_u, *w_ih, *da, *da_hh, *da_u, *carry, *dc, *columns, *x, *h;
+    long bytes;
+  };
+
+  Backward backward_area() const {
+    Area area{(char*)a.scratch};
+    Backward b;
+    const long rows = backward_steps() * B;
+    b.w_hh = area.take<T>(padded * Cell::H_GATES * padded);
+    b.w_u = area.take<T>(padded * Cell::U_GATES * padded);
+    b.w_ih = area.take<T>(padded * Cell::X_GATES * inputs * L);
+    b.da = area.take<T>((rows + (Cell::DA_HH ? 0 : B)) * padded * Cell::DA);
+    b.da_hh = area.take<T>(Cell::DA_HH ? (rows + B) * padded * Cell::DA_HH : 0);
+    b.da_u = area.take<T>(Cell::U_GATES ? B * padded : 0);
+    b.carry = area.take<T>(B * padded);
+    b.dc = area.take<T>(Cell::HAS_C ? B * padded : 0);
+    b.columns = area.take<T>(rows * padded * most(Cell::DA, Cell::DA_HH));
+    b.x = area.take<T>(rows * inputs * L);
+    b.h = area.take<T>(rows * padded);
+    b.bytes = area.next - (char*)a.scratch;
+    return b;
+  }
+
+  // ---- Products of a step ----
+
+  // For own rows and panels: sums = init + A W, then finish(row, first unit of a vector, sum).
+  template <class F>
+  INLINE_MEMBER void step_product(const T* A, long lda, long K, const T* W, int gates,
+                                  const T* init, F finish) const {
+    const int wide = gates == 1 ? width : 1;
+    const Span mine = panels(upward(units, wide)), batch = rows();
+    alignas(64) T sums[TILE_ROWS * TILE_VECTORS * L];
+    for (long p = mine.first; p < mine.last; p++) {
+      const long u = p * wide;
+      const int count = (int)least(wide, units - u), n = count * gates;
+      const T* w = W + u * gates * L * K;
+      const T* start = init ? init + u * gates * L : nullptr;
+      for_rows(batch.first, batch.last, [&](long row, int m) {
+        tile_of<T>(m, n)(A ? K : 0, A ? A + row * lda : nullptr, lda, 1, w, start, 0, sums, n * L);
+        for (int i = 0; i < m; i++)
+          for (int j = 0; j < count; j++)
+            finish(row + i, (u + j) * L, sums + (i * n + j * gates) * L);
+      });
+    }
+  }
+
+  // ---- Forward ----
+
+  void pack() const {
+    const Packed p = packed();
+    const T *w_ih = (const T*)a.weight_ih, *w_hh = (const T*)a.weight_hh;
+    if (team.me == 0) pack_bias(p);
+    pack_forward(w_ih, I, Cell::X_GATES, p.w_ih);
+    pack_forward(w_hh, H, Cell::H_GATES, p.w_hh);
+    if (Cell::U_GATES) pack_forward(w_hh + 2 * H * H, H, 1, p.w_u);
+  }
+
+  void pack_bias(const Packed& p) const {
+    const T *b_ih = (const T*)a.bias_ih, *b_hh = (const T*)a.bias_hh;
+    const bool apart = Cell::H_GATES == 3;  // b_hn stands inside the reset product
+    __builtin_memset(p.bias, 0, sizeof(T) * padded * Cell::X_GATES);
+    __builtin_memset(p.bias_hh, 0, sizeof(T) * padded * Cell::H_GATES);
+    if (!b_ih) return;
+    for (long h = 0; h < H; h++)
+      for (int g = 0; g < Cell::X_GATES; g++) {
+        const long out = (h / L * Cell::X_GATES + g) * L + h % L, at = g * H + h;
+        const bool inside = apart && g == 2;
+        p.bias[out] = b_ih[at] + (inside ? 0 : b_hh[at]);
+        if (inside) p.bias_hh[out] = b_hh[at];
+      }
+  }
+
+  void forward() const {
+    const Packed p = packed();
+    const bool keep = a.kept != nullptr;
+    const long chunk = forward_steps(), state = B * padded;
+    Kept k = keep ? kept(a.kept, steps + 1, Cell::KEEPS_GATES ? steps : 0)
+                  : kept(a.scratch, 2, chunk);
+    if (keep && !Cell::KEEPS_GATES) k.gates = (T*)a.scratch;
+    const bool keep_gates = keep && Cell::KEEPS_GATES;
+    auto h_at = [&](long t) { return k.h + (keep ? t : t & 1) * state; };
+    auto c_at = [&](long t) { return Cell::HAS_C ? k.c + (keep ? t : 0) * state : nullptr; };
+    const long begin = a.reverse ? steps : 0, end = a.reverse ? 0 : steps;
+    copy_in(a.h0, h_at(begin));
+    if (Cell::HAS_C) copy_in(a.c0, c_at(begin));
+    sync();
+
+    Step<T> s{};
+    s.H = H, s.padded = padded, s.relu = a.cell == ELMAN_RELU, s.lengths = a.lengths;
+    s.keep = keep_gates, s.ldy = a.ldy;
+    for (long done = 0; done < steps; done += chunk) {
+      const long count = least(chunk, steps - done);
+      const long low = a.reverse ? steps - done - count : done;
+      T* gates = k.gates + (keep_gates ? low * B * padded * Cell::SLOTS : 0);
+      input_product(p, low, count, gates);
+      sync();
+      for (long i = 0; i < count; i++) {
+        const long row = a.reverse ? count - 1 - i : i, t = low + row;
+        s.t = t;
+        s.gates = gates + row * B * padded * Cell::SLOTS;
+        s.h = h_at(t + a.reverse), s.h_new = h_at(t + !a.reverse);
+        s.c = c_at(t + a.reverse), s.c_new = c_at(t + !a.reverse);
+        if (Cell::U_GATES) s.u = k.u + (keep_gates ? t : row) * state;
+        s.y = (T*)a.y + t * B * a.ldy;
+        const bool from_zero = done + i == 0 && !a.h0;
+        step_product(from_zero ? nullptr : s.h, padded, H, p.w_hh, Cell::H_GATES, p.bias_hh,
+                     [&](long r, long at, const T* sum) { Cell::forward(s, r, at, sum); });
+        if constexpr (Cell::U_GATES > 0) {
+          if (by_units()) sync();
+          step_product(s.u, padded, H, p.w_u, 1, (const T*)nullptr,
+                       [&](long r, long at, const T* sum) { Cell::forward_u(s, r, at, sum); });
+        }
+        if (by_units()) sync();
+      }
+      if (!by_units()) sync();
+    }
+    copy_out(h_at(end), a.h_last);
+    if (Cell::HAS_C) copy_out(c_at(end), a.c_last);
+  }
+
+  // gates = W_ih x + b for the steps [low, low + count)
+  void input_product(const Packed& p, long low, long count, T* gates) const {
+    const int wide = Cell::X_GATES == 1 ? width : 1;
+    const long all = count * B, ld = padded * Cell::SLOTS;
+    const Span mine = panels(upward(units, wide));
+    const Span part = by_units() ? Span{0, all} : share(all, team);
+    const T* x = (const T*)a.x + low * B * a.ldx;
+    for (long q = mine.first; q < mine.last; q++) {
+      const long u = q * wide;
+      const int n = (int)least(wide, units - u) * Cell::X_GATES;
+      panel_product<T>(part.first, part.last, I, x, a.ldx, 1, p.w_ih + u * Cell::X_GATES * L * I, n,
+                       p.bias + u * Cell::X_GATES * L, 0, gates + u * Cell::SLOTS * L, ld, n * L);
+    }
+  }
+
+  // ---- Backward ----
+
+  void backward() const {
+    const Backward b = backward_area();
+    const Kept k = kept(a.kept, steps + 1, Cell::KEEPS_GATES ? steps : 0);
+    const long chunk = backward_steps(), state = B * padded;
+    constexpr int RECURRENT = Cell::DA_HH ? Cell::DA_HH : Cell::DA;
+    T* const recurrent = Cell::DA_HH ? b.da_hh : b.da;  // with a row for the chunk before
+    const long ld = padded * RECURRENT, step = B * ld;
+    T* const da = Cell::DA_HH ? b.da : b.da + (a.reverse ? step : 0);
+    T* const da_hh = recurrent + (a.reverse ? step : 0);
+    const T* const w_hh = (const T*)a.weight_hh;
+
+    pack_transposed(w_hh, Cell::H_GATES, H, width, b.w_hh);
+    if (Cell::U_GATES) pack_transposed(w_hh + 2 * H * H, 1, H, width, b.w_u);
+    pack_transposed((const T*)a.weight_ih, Cell::X_GATES, I, TILE_VECTORS, b.w_ih);
+    clear(a.dbias_ih, Cell::X_GATES, 1);
+    clear(a.dbias_hh, Cell::X_GATES, 1);
+    clear(a.dweight_ih, Cell::X_GATES, I);
+    clear(a.dweight_hh, Cell::X_GATES, H);
+    copy_in(a.dh_last, b.carry);
+    if (Cell::HAS_C) copy_in(a.dc_last, b.dc);
+    sync();
+
+    const bool carries = Cell::CARRIES || a.lengths;
+    Step<T> s{};
+    s.H = H, s.padded = padded, s.relu = a.cell == ELMAN_RELU, s.lengths = a.lengths;
+    s.lddy = a.lddy, s.dc = b.dc, s.da_u = b.da_u, s.carry_new = carries ? b.carry : nullptr;
+    const T* after = nullptr;  // da_hh of the step that was handled before
+    for (long done = 0; done < steps; done += chunk) {
+      const long count = least(chunk, steps - done);
+      const long low = a.reverse ? done : steps - done - count;
+      if (done) {  // the last step of the chunk before, now next to this chunk
+        T* edge = a.reverse ? recurrent : recurrent + count * step;
+        after = edge;
+      }
+      for (long i = 0; i < count; i++) {
+        const long row = a.reverse ? i : count - 1 - i, t = low + row;
+        s.t = t;
+        s.gates = k.gates + t * B * padded * Cell::SLOTS;
+        s.h = k.h + (t + a.reverse) * state, s.h_new = k.h + (t + !a.reverse) * state;
+        s.c = k.c + (t + a.reverse) * state, s.c_new = k.c + (t + !a.reverse) * state;
+        s.dy = (const T*)a.dy + t * B * a.lddy;
+        s.da = da + row * B * padded * Cell::DA, s.da_hh = da_hh + row * step;
+        s.carry = carries || (done + i == 0 && a.dh_last) ? b.carry : nullptr;
+        step_product_back(after, b.w_hh, RECURRENT,
+                          [&](long r, long at, const T* sum) { Cell::backward(s, r, at, sum); });
+        if constexpr (Cell::U_GATES > 0) {
+          if (by_units()) sync();
+          step_product_back(s.da_u, b.w_u, 1,
+                            [&](long r, long at, const T* sum) { Cell::backward_u(s, r, at, sum); });
+        }
+        if (by_units()) sync();
+        after = s.da_hh;
+      }
+      sync();
+      weight_gradients(b, k, low, count, da, da_hh);
+      sync();
+      if (done + count < steps) {
+        const long next = least(chunk, steps - done - count);
+        T* edge = a.reverse ? recurrent : recurrent + next * step;
+        const Span mine = share(B, team);
+        __builtin_memmove(edge + mine.first * ld, after + mine.first * ld,
+                          sizeof(T) * (mine.last - mine.first) * ld);
+        sync();
+      }
+    }
+    // The gradient with respect to the initial state.
+    s.carry = carries ? b.carry : nullptr;
+    T* const dh0 = (T*)a.dh0;
+    step_product_back(after, b.w_hh, RECURRENT, [&](long r, long at, const T* sum) {
+      V dh = load(sum);
+      if (s.carry) dh += load(s.carry + r * padded + at);
+      store_part(dh0 + r * H + at, dh, H - at);
+    });
+    if (Cell::HAS_C) copy_out(b.dc, a.dc0);
+  }
+
+  template <class F>
+  INLINE_MEMBER void step_product_back(const T* A, const T* W, int gates, F finish) const {
+    step_product(A, padded * gates, padded * gates, W, 1, (const T*)nullptr, finish);
+  }
+
+  // Add a chunk's part to the gradients of the weights, and write its dx.
+  void weight_gradients(const Backward& b, const Kept& k, long low, long count, const T* da,
+                        const T* da_hh) const {
+    const long rows = count * B;
+    pack_x(low, rows, b.x);
+    pack_states(k.h + (low + a.reverse) * B * padded, rows, b.h);
+    dx_product(da, Cell::DA, low, rows, b.w_ih);
+    sync();
+    const bool apart = Cell::DA_HH && !Cell::U_GATES;  // the two products' da differ
+    gather_columns(da, Cell::DA, rows, b.columns, a.dbias_ih, apart ? nullptr : a.dbias_hh);
+    gradient(b.columns, 0, Cell::X_GATES, rows, b.x, I, a.dweight_ih);
+    if (apart) gather_columns(da_hh, Cell::DA_HH, rows, b.columns, nullptr, a.dbias_hh);
+    gradient(b.columns, 0, Cell::H_GATES, rows, b.h, H, a.dweight_hh);
+    if constexpr (Cell::U_GATES > 0) {
+      sync();
+      pack_states(k.u + low * B * padded, rows, b.h);
+      sync();
+      gradient(b.columns, Cell::H_GATES, Cell::DA, rows, b.h, H, a.dweight_hh);
+    }
+  }
+};
+
+}  // namespace

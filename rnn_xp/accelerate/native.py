@@ -1,0 +1,241 @@
+"""Compiled kernels for NumPy arrays: the whole time loop in one call (`kernels/`).
+
+The recurrent weights are packed once, a step's gates are computed where its product leaves them,
+and several threads share the work where there is enough of it. The results are those of the core
+within rounding, and the same bits for any number of threads.
+
+`RNN_XP_ACCELERATE` in the environment chooses: `0` turns the kernels off, the name of an
+instruction set (`avx512`, `avx2`, `portable`) takes that one; otherwise the best that the processor
+has. `RNN_XP_NUM_THREADS`, else `OMP_NUM_THREADS`, else the number of the processor's cores, is the
+number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnn_xp.backend import Array, Namespace, Operations
+from rnn_xp.cells import CELLS
+from rnn_xp.cells.base import Cell, Weights
+from rnn_xp.recurrence import Ragged
+
+
+def _load() -> Any:
+    """Return the compiled module; None if no compiler was there at the installation."""
+    try:
+        return importlib.import_module("rnn_xp.accelerate._kernels")
+    except ImportError:
+        return None
+
+
+_kernels = _load()
+
+BY_WORK, BY_BATCH, BY_UNITS = range(3)
+"""What the threads share out: as the kernels see fit, the sequences, or the hidden units."""
+
+_CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
+# The kernels' numbers of the cells, by the cells' types.
+_NUMBERS: dict[Any, int] = {CELLS[name]: number for number, name in enumerate(_CELLS)}
+
+
+class Kept(NamedTuple):
+    """What a forward run keeps for the backward run."""
+
+    x: Array
+    distance: int
+    lengths: Array
+    memory: Array
+
+
+class Native:
+    """The engine of one instruction set: see `Engine`.
+
+    Parameters
+    ----------
+    name : str
+        One of `instruction_sets()`.
+    threads : int
+    split : int
+        `BY_WORK`, or the other two for tests.
+    """
+
+    def __init__(self, name: str, threads: int, split: int = BY_WORK) -> None:
+        self.name = name
+        self.threads = threads
+        self._number = _kernels.kernel_names()[name]
+        self._split = split
+
+    def takes(self, cell: Cell, like: Array) -> bool:
+        """Tell whether the kernels have this cell and this dtype."""
+        return type(cell) in _NUMBERS and like.dtype.char in "fd" and like.dtype.isnative
+
+    def _shape(
+        self, cell: Cell, steps: int, batch: int, inputs: int, dtype: Any
+    ) -> tuple[int, ...]:
+        number = _NUMBERS[type(cell)]
+        return self._number, number, dtype.itemsize, steps, batch, inputs, cell.hidden_size
+
+    def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> tuple[Array, int]:
+        """Pack the weights; return them and the input size."""
+        weight = weights["weight_ih"]
+        inputs = weight.shape[1]
+        shape = self._shape(cell, 1, 1, inputs, weight.dtype)
+        packed = _aligned(_kernels.sizes(*shape)[0])
+        _kernels.pack(*shape, self.threads, *_contiguous(weights), packed)
+        return packed, inputs
+
+    def run(
+        self,
+        cell: Cell,
+        ops: Operations,
+        w: tuple[Array, int],
+        x: Array,
+        state: Sequence[Array | None],
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+        keep: bool,
+    ) -> tuple[Array, Sequence[Array], Kept | None]:
+        """Run the cell over x; see `recurrence.run`."""
+        x, distance = _rows(x)
+        (steps, batch, inputs), hidden = x.shape, cell.hidden_size
+        shape = self._shape(cell, steps, batch, inputs, x.dtype)
+        y = np.empty((steps, batch, hidden), dtype=x.dtype)
+        last = [np.empty((batch, hidden), dtype=x.dtype) for _ in cell.state]
+        lengths = None if ragged is None else np.asarray(ragged.lengths, dtype=np.int64)
+        memory = _aligned(_kernels.sizes(*shape)[1]) if keep else None
+        _kernels.forward(
+            *shape,
+            self.threads,
+            self._split,
+            reverse,
+            w[0],
+            x,
+            distance,
+            lengths,
+            *_pair(state),
+            y,
+            hidden,
+            *_pair(last),
+            memory,
+        )
+        return y, last, None if memory is None else Kept(x, distance, lengths, memory)
+
+    def run_backward(
+        self,
+        cell: Cell,
+        ops: Operations,
+        weights: Weights,
+        chunks: Kept,
+        dy: Array,
+        dstate: Sequence[Array | None],
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+    ) -> tuple[Weights, Array, Sequence[Array]]:
+        """Run the cell backward through time; see `recurrence.run_backward`."""
+        x = chunks.x
+        dy, distance = _rows(dy)
+        steps, batch, inputs = x.shape
+        shape = self._shape(cell, steps, batch, inputs, x.dtype)
+        dx = np.empty(x.shape, dtype=x.dtype)
+        gradients = {name: np.empty(a.shape, dtype=a.dtype) for name, a in weights.items()}
+        first = [np.empty((batch, cell.hidden_size), dtype=x.dtype) for _ in cell.state]
+        weight_ih, weight_hh, *_ = _contiguous(weights)
+        _kernels.backward(
+            *shape,
+            self.threads,
+            self._split,
+            reverse,
+            weight_ih,
+            weight_hh,
+            x,
+            chunks.distance,
+            chunks.lengths,
+            chunks.memory,
+            dy,
+            distance,
+            *_pair(dstate),
+            dx,
+            *_contiguous(gradients),
+            *_pair(first),
+        )
+        return gradients, dx, first
+
+
+def _contiguous(weights: Weights) -> tuple[Array | None, ...]:
+    """Return the weights in the kernels' order, as they lie in memory."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return tuple(None if n not in weights else np.ascontiguousarray(weights[n]) for n in names)
+
+
+def _rows(a: Array) -> tuple[Array, int]:
+    """Return (T, B, K) as T * B rows at one distance, and that distance in numbers.
+
+    That is `a` itself where its rows lie so, such as one direction's half of (T, B, 2 K).
+    """
+    steps, batch, size = a.shape
+    distance = a.strides[1] if batch > 1 else a.strides[0] if steps > 1 else size * a.itemsize
+    even = steps == 1 or a.strides[0] == batch * distance
+    within = size == 1 or a.strides[2] == a.itemsize
+    if not (even and within and distance >= size * a.itemsize and distance % a.itemsize == 0):
+        return np.ascontiguousarray(a), size
+    return a, distance // a.itemsize
+
+
+def _pair(state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
+    """Return h and c, contiguous; None for c where a cell has none."""
+    made = [None if a is None else np.ascontiguousarray(a) for a in state]
+    return made[0], made[1] if len(made) == 2 else None
+
+
+def _aligned(count: int) -> Array:
+    """Return so many bytes, beginning at a multiple of the cache's lines."""
+    line = 64
+    memory = np.empty(count + line, dtype=np.uint8)
+    skip = -memory.ctypes.data % line
+    return memory[skip : skip + count]
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Return the instruction sets that there are kernels for and the processor has, best first."""
+    return () if _kernels is None else tuple(_kernels.kernel_names())
+
+
+@cache
+def choose() -> Native | str:
+    """Return the engine to use, or in one line why there is none.
+
+    Raises
+    ------
+    ValueError
+        If `RNN_XP_ACCELERATE` names an instruction set that cannot be used here.
+    """
+    wanted = os.environ.get("RNN_XP_ACCELERATE", "").lower()
+    if wanted == "0":
+        return "switched off by RNN_XP_ACCELERATE=0"
+    sets = instruction_sets()
+    if wanted not in ("", "1", *sets):
+        raise ValueError(
+            f"RNN_XP_ACCELERATE must be 0, 1 or one of {', '.join(sets) or 'no kernels here'}, "
+            f"got {wanted!r}"
+        )
+    if not sets:
+        return "not built: there was no C++ compiler when rnn_xp was installed"
+    return Native(wanted if wanted in sets else sets[0], _threads())
+
+
+def _threads() -> int:
+    for name in ("RNN_XP_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) > 0:
+            return int(value)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,228 @@
+"""`bench`: this library's speed beside others', measured in one run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rnn_xp import plotting
+from rnn_xp.bench import machine, report
+from rnn_xp.bench.cases import (
+    CELLS,
+    DTYPES,
+    ONE_THREAD_COUNT,
+    SECTIONS,
+    SWEEPS,
+    Case,
+    Shape,
+    cases,
+)
+from rnn_xp.bench.peers import LIBRARIES, OURS, PEERS, missing
+from rnn_xp.bench.results import BenchError, Results, Row, load, save
+from rnn_xp.bench.running import Settings, run
+from rnn_xp.cli.console import check_output, check_writable
+from rnn_xp.cli.options import POSITIVE, add_command, count, number
+from rnn_xp.files import replace_file
+
+_OWN_SHAPES = ("training", "inference", "streaming")
+
+
+def add_bench(commands: Any) -> None:
+    """Add `bench`."""
+    command = add_command(
+        commands,
+        "bench",
+        _bench,
+        "measure the speed beside other libraries",
+        "bench --against torch --cell lstm --shape 100,32,64,128",
+    )
+    add = command.add_argument
+    add(
+        "--against",
+        nargs="+",
+        choices=PEERS,
+        metavar="LIBRARY",
+        help=f"libraries to compare with, of {', '.join(PEERS)} (default: all); those not "
+        "installed are left out",
+    )
+    add(
+        "--task",
+        nargs="+",
+        choices=SECTIONS,
+        metavar="TASK",
+        help=f"tables to make, of {', '.join(SECTIONS)} (default: all, with --shape the first "
+        f"{len(_OWN_SHAPES)})",
+    )
+    add("--cell", nargs="+", choices=tuple(CELLS), help="cells (default: all)")
+    add(
+        "--shape",
+        nargs="+",
+        type=_shape,
+        metavar="T,B,I,H",
+        help="time steps, batch, input size and hidden size, instead of the built-in ones",
+    )
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="floating-point type")
+    add(
+        "--threads",
+        nargs="+",
+        type=count(1),
+        metavar="N",
+        help=f"numbers of threads; of {', '.join(ONE_THREAD_COUNT)} the highest alone (default: "
+        "1 2, as far as there are CPUs)",
+    )
+    add("--rounds", type=count(1), default=Settings.rounds, help="least number of rounds of a row")
+    add("--seconds", type=POSITIVE, default=Settings.seconds, help="least time of a row")
+    add(
+        "--wait",
+        type=number(0.0),
+        default=Settings.wait,
+        help="seconds to wait, in all, for a machine that does nothing else",
+    )
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="keep the figures here, row by row; the rows of a file that is there are not measured "
+        "again, so that a run can be continued",
+    )
+    add("--out", type=Path, metavar="FILE", help="write the tables, Markdown, instead of printing")
+    add(
+        "--plot",
+        type=Path,
+        metavar="PICTURE",
+        help=f"draw them (needs matplotlib): {', '.join(plotting.SUFFIXES)}",
+    )
+    add("--force", action="store_true", help="replace --out and --plot if they exist")
+
+
+def _shape(text: str) -> Shape:
+    parts = [int(part) for part in text.split(",")]
+    if len(parts) != 4 or min(parts) < 1:
+        raise argparse.ArgumentTypeError(f"expected four integers T,B,I,H >= 1, got {text!r}")
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _bench(options: argparse.Namespace) -> int:
+    _check_files(options)
+    plan = _plan(options)
+    results = _start(options.json)
+    peers = _usable(options.against or PEERS)
+    left = sum(not results.has(*row) for row in plan)
+    if not left:
+        _say("every row is there: nothing to measure")
+
+    def done(row: Row) -> None:
+        if options.json is not None:
+            save(results, options.json)
+        _say(_line(row))
+
+    settings = Settings(options.rounds, options.seconds, options.wait)
+    run(plan, [OURS, *peers], results, settings, done)
+    _write(options, results)
+    return 0
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    check_output(options.out, options.force)
+    if options.json is not None:
+        check_writable(options.json)
+    if options.plot is not None:
+        plotting.require()
+        plotting.check_suffix(options.plot)
+        check_output(options.plot, options.force)
+
+
+def _plan(options: argparse.Namespace) -> list[tuple[Case, int]]:
+    """Return cases and threads, all of one number of threads together."""
+    here = len(machine.usable())
+    threads: Sequence[int] = options.threads or [n for n in (1, 2) if n <= here]
+    if max(threads) > here:
+        raise BenchError(f"--threads {max(threads)} is more than the {here} CPUs here")
+    cells = options.cell or tuple(CELLS)
+    tasks = options.task or (_OWN_SHAPES if options.shape else SECTIONS)
+    return [
+        (case, each)
+        for each in sorted(set(threads))
+        for task in SECTIONS
+        if task in tasks and (each == max(threads) or task not in ONE_THREAD_COUNT)
+        for case in cases(task, cells, options.shape, options.dtype)
+    ]
+
+
+def _start(path: Path | None) -> Results:
+    """Return what a file holds already, or nothing."""
+    here = Results(machine.describe())
+    if path is None or not path.exists():
+        return here
+    results = load(path)
+    for name, value in here.machine.items():
+        if results.machine.get(name) != value:
+            raise BenchError(
+                f"{path} was measured with {name} {results.machine.get(name)}, this is {value}: "
+                "give another --json"
+            )
+    return results
+
+
+def _usable(names: Sequence[str]) -> list[str]:
+    """Return the libraries that are installed; say which are not."""
+    usable = []
+    for name in dict.fromkeys(names):
+        lacks = missing(name)
+        if lacks:
+            _say(f"{LIBRARIES[name].title} is left out: {lacks} is not installed")
+        else:
+            usable.append(name)
+    return usable
+
+
+def _line(row: Row) -> str:
+    """Return a row while it is news: its figures, in SI units."""
+    unit = report.TABLES[row.case.table][1]
+    threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+    parts = [f"{row.case}, {threads}: {report.figure(row.ours, unit)} {unit}"]
+    for name in PEERS:
+        best = row.best(name)
+        if best is not None:
+            parts.append(f"{LIBRARIES[name].title} × {row.ratio(best):.2f}")
+    return ", ".join(parts)
+
+
+def _write(options: argparse.Namespace, results: Results) -> None:
+    page = report.page(results)
+    if options.out is None:
+        print(page, end="")
+    else:
+        replace_file(options.out, page.encode())
+        print(f"saved to {options.out}")
+    if options.plot is not None:
+        plotting.write(bench_figure(results), options.plot)
+        print(f"saved to {options.plot}")
+
+
+def bench_figure(results: Results) -> plotting.Figure:
+    """Draw results: the ratios to the fastest peer, and the growth."""
+    ratios: dict[str, list[tuple[str, int, float]]] = {}
+    for row in results.rows:
+        if row.fastest is not None and not row.case.table.startswith("sweep"):
+            title = report.TABLES[row.case.table][0]
+            ratio = row.ratio(row.fastest)
+            ratios.setdefault(title, []).append((report.label(row) or "all", row.threads, ratio))
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    for cell in CELLS:  # a line of panels for each
+        for axis in SWEEPS:
+            places = (f"sweep {axis}", cell)
+            rows = [row for row in results.rows if (row.case.table, row.case.cell) == places]
+            for (_, _, peer), line in report.growth(rows, axis).items():
+                panel = curves.setdefault(f"{CELLS[cell]}: {axis}", {})
+                panel[LIBRARIES[peer].title] = line
+    if not ratios and not curves:
+        raise BenchError("there is nothing to draw: no row has a peer")
+    return plotting.benchmark(ratios, curves)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

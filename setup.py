@@ -1,0 +1,62 @@
+"""Builds the compiled kernels where there is a compiler; all else stands in pyproject.toml."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FOLDER = Path("rnn_xp/accelerate/kernels")
+FLAGS = ["-std=c++17", "-Os", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-asynchronous-unwind-tables", "-pthread"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
+
+# A file for each instruction set, with its flags. Nothing else may be compiled with these: the
+# module must load on a processor that has none of them.
+X86 = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
+}
+SETS = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
+
+
+class BuildKernels(build_ext):
+    """Compiles each source with the flags of its instruction set."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile the sources and link them."""
+        defines = [(f"RNN_XP_{name.upper()}", None) for name in SETS]
+        objects = []
+        for source in ext.sources:
+            flags = FLAGS + SETS.get(Path(source).stem.removeprefix("kernels_"), [])
+            objects += self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                macros=defines,
+                include_dirs=self.include_dirs,
+                extra_postargs=flags,
+                depends=ext.depends,
+            )
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            extra_postargs=["-pthread", *([] if platform.system() == "Darwin" else ["-s"])],
+            target_lang="c++",
+        )
+
+
+sources = ["module", "pool", "kernels_portable", *(f"kernels_{name}" for name in SETS)]
+kernels = Extension(
+    "rnn_xp.accelerate._kernels",
+    [str(FOLDER / f"{name}.cpp") for name in sources],
+    depends=[str(path) for path in sorted(FOLDER.glob("*.h"))],
+    py_limited_api=True,
+    optional=True,  # without a compiler the package is installed all the same
+)
+setup(
+    ext_modules=[kernels],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

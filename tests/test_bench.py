@@ -1,0 +1,490 @@
+"""The benchmark: what it measures, what it refuses, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from targets import HostArray, need_module
+from test_cli import fails, run
+
+from rnn_xp.bench import footprint, machine, report, running
+from rnn_xp.bench.cases import CELLS, GRID, SECTIONS, Case, cases, data_of
+from rnn_xp.bench.client import Worker, WorkerError, environment
+from rnn_xp.bench.peers import LIBRARIES, OURS, Entry, library, missing
+from rnn_xp.bench.results import (
+    BenchError,
+    Measured,
+    Results,
+    Row,
+    exponent,
+    geometric_mean,
+    load,
+    save,
+)
+from rnn_xp.bench.running import Settings, compare, measure
+from rnn_xp.cli import main
+
+SMALL = "--rounds 2 --seconds 0.01 --wait 0 --threads 1".split()  # noqa: SIM905
+CASE = Case("training", "training", "lstm", (11, 2, 3, 4), "float32")
+
+
+# The cases
+
+
+def test_the_whole_table_has_every_cell_shape_and_task() -> None:
+    everything = [
+        case for section in SECTIONS for case in cases(section, [*CELLS], None, "float32")
+    ]
+    assert len(everything) == len(set(everything))
+    for task in ("training", "inference"):
+        grid = {(c.cell, c.shape) for c in everything if c.table == task}
+        assert grid == {(cell, shape) for cell in CELLS for shape in GRID}
+    steps = {case.shape[0] for case in everything if case.table == "sweep T"}
+    assert (min(steps), max(steps)) == (100, 10_000)
+    assert {case.dtype for case in everything if case.table == "float64"} == {"float64"}
+    assert all(case.bidirectional and case.layers == 2 for case in everything if "bi" in case.table)
+
+
+def test_the_same_case_has_the_same_numbers_everywhere() -> None:
+    case = replace(CASE, ragged=True)
+    one, two = data_of(case), data_of(case)
+    np.testing.assert_array_equal(one.x, two.x)
+    np.testing.assert_array_equal(one.params["weight_hh_l0"], two.params["weight_hh_l0"])
+    assert one.lengths is not None
+    assert one.lengths.max() == 11
+    assert one.lengths.min() >= 1
+    assert {value.dtype.name for value in (one.x, one.dy, *one.params.values())} == {"float32"}
+
+
+def test_the_operations_of_a_case() -> None:
+    assert CASE.flops == 3 * 2 * 11 * 2 * (4 * 4) * (3 + 4)
+    infer = Case("inference", "inference", "rnn", (2, 3, 5, 7), "float32")
+    assert infer.flops == 2 * 2 * 3 * 7 * (5 + 7)
+
+
+# Comparing
+
+
+def arrays(**values: Any) -> dict[str, HostArray]:
+    return {name: np.array(value, dtype=np.float32) for name, value in values.items()}
+
+
+def test_results_that_agree_but_for_rounding_pass() -> None:
+    compare("torch", CASE, arrays(y=[1.0, -2.0001]), arrays(y=[1.0, -2.0]))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (arrays(y=[1.0, -2.001]), "torch and rnn_xp differ in y for training LSTM 11,2,3,4"),
+        (arrays(y=[1.0, math.nan]), "differ in y"),
+        (arrays(y=[[1.0], [-2.0]]), "returns no y (2,)"),
+        (arrays(x=[1.0, -2.0]), "returns no y (2,)"),
+    ],
+)
+def test_results_that_differ_are_an_error(found: dict[str, HostArray], said: str) -> None:
+    with pytest.raises(BenchError, match=said.replace("(", r"\(").replace(")", r"\)")):
+        compare("torch", CASE, found, arrays(y=[1.0, -2.0]))
+
+
+class Fake:
+    """A worker that answers by a script: its results, and the seconds of its calls in turn."""
+
+    def __init__(
+        self, name: str, log: list[str], results: dict[str, HostArray], seconds: list[float]
+    ) -> None:
+        self.name, self.log, self.results, self.seconds = name, log, results, seconds
+
+    def ask(self, do: str, **values: Any) -> dict[str, Any]:
+        if do == "make":
+            return {"compile": 0.25}
+        if do == "results":
+            np.savez(values["path"], **self.results)  # type: ignore[arg-type]
+        if do == "time":
+            self.log.append(self.name)
+            return {"seconds": self.seconds.pop(0)}
+        return {}
+
+
+class Broken(Fake):
+    """A worker whose library fails."""
+
+    def ask(self, do: str, **values: Any) -> dict[str, Any]:
+        if do == "make":
+            raise WorkerError("no compiler")
+        return super().ask(do, **values)
+
+
+def test_the_rounds_are_interleaved_and_their_ratios_are_of_one_round() -> None:
+    log: list[str] = []
+    same = arrays(y=[1.0, -2.0])
+    # Two calls to see how long they take, then three rounds.
+    ours = Fake(OURS, log, same, [1.0, 1.0, 1.0, 2.0, 4.0])
+    theirs = Fake("onnxruntime", log, same, [1.0, 1.0, 3.0, 3.0, 4.0])
+    case = replace(CASE, table="inference", task="inference")
+    row = measure(case, 1, {OURS: ours, "onnxruntime": theirs}, Settings(3, 0.0, 0.0))
+    assert log[4:] == [OURS, "onnxruntime"] * 3
+    best = row.best("onnxruntime")
+    assert best is not None
+    assert (best.min, best.median, best.compile_seconds) == (3.0, 3.0, 0.25)
+    assert best.median_ratio == 1.5  # of 3/1, 3/2, 4/4
+    assert row.ratio(row.fastest) == 3.0
+    assert (row.ours.median, row.rounds) == (2.0, 3)
+
+
+def test_a_worker_with_wrong_results_is_found_out_before_the_timing() -> None:
+    log: list[str] = []
+    ours = Fake(OURS, log, arrays(y=[1.0, -2.0]), [1.0] * 9)
+    theirs = Fake("jax", log, arrays(y=[1.0, -2.1]), [1.0] * 9)
+    with pytest.raises(BenchError, match="jax and rnn_xp differ in y"):
+        measure(CASE, 1, {OURS: ours, "jax": theirs}, Settings(1, 0.0, 0.0))
+    assert not log
+
+
+def test_a_library_that_fails_is_absent_with_its_reason_and_ours_may_not_fail() -> None:
+    same = arrays(y=[1.0])
+    ours = Fake(OURS, [], same, [1.0] * 9)
+    broken = Broken("jax", [], same, [])
+    row = measure(CASE, 1, {OURS: ours, "jax": broken}, Settings(1, 0.0, 0.0))
+    assert row.absent == {"jax": "no compiler", "jax in-loop": "no compiler"}
+    assert row.fastest is None
+    with pytest.raises(BenchError, match="rnn_xp fails at training LSTM"):
+        measure(CASE, 1, {OURS: Broken(OURS, [], same, [])}, Settings(1, 0.0, 0.0))
+
+
+def test_a_stream_is_counted_by_the_step() -> None:
+    case = replace(CASE, table="streaming", task="streaming")
+    ours = Fake(OURS, [], arrays(y=[1.0]), [22.0] * 9)
+    row = measure(case, 1, {OURS: ours}, Settings(1, 0.0, 0.0))
+    assert row.ours.min == 2.0
+
+
+# The machine
+
+
+def test_what_others_use_is_told_from_what_we_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([machine.Busy(10.0, 100.0), machine.Busy(15.0, 110.0)])
+    used = iter([1.0, 3.0])
+    monkeypatch.setattr(machine, "busy", lambda: next(moments))
+    monkeypatch.setattr(machine, "used_by", lambda _: next(used))
+    assert machine.Others(()).share() == pytest.approx(0.3)  # (5 - 2) of 10 seconds
+
+
+def test_waiting_ends_when_the_machine_is_idle_or_patience_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = iter([0.5, 0.5, 0.0, *[0.5] * 9])
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(machine.Others, "share", lambda _: next(shares))
+    assert machine.wait_until_idle((), 10.0) == 8.0
+    assert machine.wait_until_idle((), 3.0) == 0.0
+    assert machine.wait_until_idle((), 0.0) == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_machine_is_read_as_linux_shows_it() -> None:
+    before = machine.busy()
+    assert before is not None
+    assert 0.0 < before.used <= before.possible
+    assert machine.used_by([]) > 0.0
+    assert machine.describe()["processor"]
+    with machine.pinned(1):
+        assert len(machine.usable()) == 1
+
+
+# Workers
+
+
+def test_a_worker_s_environment_sets_threads_and_drops_what_slows_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"OPENBLAS_CORETYPE": "Haswell", "RNN_XP_ACCELERATE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RNN_XP_NUM_THREADS", "7")
+    ours, plain = environment(OURS, 2), environment("numpy", 2)
+    assert not {"OPENBLAS_CORETYPE", "RNN_XP_ACCELERATE"} & set(ours)
+    assert plain == ours | {"RNN_XP_ACCELERATE": "0"}
+    threads = {name: value for name, value in ours.items() if name.endswith("NUM_THREADS")}
+    assert len(threads) >= 4
+    assert set(threads.values()) == {"2"}
+
+
+def test_a_worker_that_dies_or_cannot_do_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIBRARIES, "theano", Entry("Theano", "theano", ()))
+    with pytest.raises(WorkerError, match="KeyError: 'theano'"):
+        Worker("theano", 1)
+    with Worker("numpy", 1) as worker:
+        with pytest.raises(WorkerError, match="KeyError"):
+            worker.ask("time", mode="", calls=1, warm=False)
+        assert worker.alive
+        worker._process.send_signal(signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"its process ended \(exit code -9\)"):
+            worker.ask("hello")
+        assert not worker.alive
+
+
+def test_a_worker_that_died_is_started_again_and_one_that_cannot_start_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(LIBRARIES, "theano", Entry("Theano", "theano", ()))
+    fleet = running.Fleet([OURS, "theano"], 1)
+    try:
+        first = fleet.workers()[OURS]
+        first._process.kill()
+        first._process.wait()
+        again = fleet.workers()
+        assert list(again) == [OURS]
+        assert again[OURS].pid != first.pid
+        assert list(fleet.unusable) == ["theano"]
+    finally:
+        fleet.close()
+
+
+def test_a_library_that_fails_while_it_is_timed_is_an_error() -> None:
+    class Late(Fake):
+        def ask(self, do: str, **values: Any) -> dict[str, Any]:
+            if do == "time":
+                raise WorkerError("its process ended")
+            return super().ask(do, **values)
+
+    same = arrays(y=[1.0])
+    workers = {OURS: Fake(OURS, [], same, [1.0] * 9), "keras": Late("keras", [], same, [])}
+    with pytest.raises(BenchError, match="keras fails while it is timed: its process ended"):
+        measure(CASE, 1, workers, Settings(1, 0.0, 0.0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_is_at_least_what_is_returned() -> None:
+    case = Case("memory", "training", "rnn", (400, 16, 64, 128), "float32")
+    y_and_dx = 4 * 400 * 16 * (128 + 64)
+    row = running.repeated(
+        case, 1, [OURS], 1, lambda name: running._memory(name, 1, case, Results({}))
+    )
+    assert y_and_dx < row.ours.min < 20 * y_and_dx
+
+
+def test_import_time_is_measured_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    statement = "import time; time.sleep(0.2)"
+    monkeypatch.setitem(LIBRARIES, "jax", Entry("JAX", "jax", (), statement))
+    assert 0.2 < footprint.import_seconds("jax", 1) < 5.0
+    monkeypatch.setitem(LIBRARIES, "jax", Entry("JAX", "jax", (), "import no_such_module"))
+    with pytest.raises(WorkerError, match="No module named 'no_such_module'"):
+        footprint.import_seconds("jax", 1)
+
+
+def test_installed_size_is_that_of_all_that_is_required(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def install(name: str, size: int, *requires: str) -> None:
+        (tmp_path / f"{name}.py").write_bytes(b"#" * size)
+        (tmp_path / f"{name}.pyc").write_bytes(b"#" * 1000)
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        lines = [f"Requires-Dist: {line}" for line in requires]
+        text = "\n".join(["Metadata-Version: 2.1", f"Name: {name}", "Version: 1", *lines, ""])
+        (info / "METADATA").write_text(text, encoding="utf-8")
+        (info / "RECORD").write_text(f"{name}.py,,\n{name}.pyc,,\n", encoding="utf-8")
+
+    install("bench_a", 100, "bench-b (>=1)", 'bench-c; extra == "more"', "bench_gone>=2")
+    install("bench_b", 20, "Bench_A")
+    install("bench_c", 3)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(LIBRARIES, "jax", Entry("JAX", "jax", (), "", ("bench_a",)))
+    assert footprint.installed_bytes("jax") == 120
+    monkeypatch.setitem(LIBRARIES, "jax", Entry("JAX", "jax", (), "", ("bench_none",)))
+    with pytest.raises(WorkerError, match="bench_none is not installed"):
+        footprint.installed_bytes("jax")
+
+
+# Means and growth
+
+
+def test_means_and_exponents() -> None:
+    assert geometric_mean([2.0, math.nan, 8.0]) == pytest.approx(4.0)
+    assert math.isnan(geometric_mean([math.nan]))
+    sizes = [100, 300, 1000, 10_000]
+    assert exponent(sizes, [3e-6 * n**1.05 for n in sizes]) == pytest.approx(1.05)
+    assert math.isnan(exponent([100], [1.0]))
+
+
+# The file and the page
+
+
+def row(case: Case, ours: float, **peers: float) -> Row:
+    values = {OURS: ours, **peers}
+    measured = tuple(Measured(n, "", v, 2 * v, 1.1, 0.5 * (n == "jax")) for n, v in values.items())
+    return Row(case, 2, 15, 0.01, measured, {"onnxruntime": "only infers"})
+
+
+@pytest.fixture
+def results() -> Results:
+    sweep = [
+        row(Case("sweep T", "training", "rnn", (steps, 8, 64, 64), "float32"), steps * 1e-5)
+        for steps in (100, 1000)
+    ]
+    lost = replace(CASE, cell="rnn")
+    rows = [row(CASE, 0.002, torch=0.003, jax=0.004), row(lost, 0.002, torch=0.001), *sweep]
+    return Results({"processor": "Abacus"}, {"JAX": "1.2"}, {"float32, 2": 1e9}, rows)
+
+
+def test_results_come_back_from_their_file(results: Results, tmp_path: Path) -> None:
+    save(results, tmp_path / "bench.json")
+    assert load(tmp_path / "bench.json") == results
+
+
+def test_the_page_of_known_results(results: Results) -> None:
+    page = report.page(results)
+    assert "processor Abacus; JAX 1.2." in page
+    assert "The machine was idle but for this." in page
+    gemm = 0.002 * 1e9 / CASE.flops
+    assert f"| LSTM | 11,2,3,4 | 2 | 2 | 3 | 4 | 1.50 (1.10) PyTorch | {gemm:.3g} | 15 |" in page
+    assert "| RNN | 11,2,3,4 | 2 | 2 | 1 | – | **0.50** (1.10) PyTorch |" in page
+    assert "| RNN | 2 | rnn_xp | 1 | 10 | 1.00 |" in page
+    # Geometric mean of 1.5 and 0.5.
+    assert "| Training step | training | 2 | 1 of 2 | 0.87 | 0.87 | 2.00 |" in page
+    assert "1 of 2.\n\n| table | row | threads | ratio |" in page
+    assert "| Training step | RNN 11,2,3,4 | 2 | **0.50** (1.10) PyTorch |" in page
+    assert "| JAX | training | 2 | 0.5 | 0.5 | 1 |" in page
+    assert "- onnxruntime: only infers (4 rows)" in page
+
+
+def test_a_ragged_batch_is_compared_with_a_full_one(results: Results) -> None:
+    results.rows.append(row(replace(CASE, table="ragged", ragged=True), 0.0021, torch=0.004))
+    page = report.page(results)
+    assert "| ratio | rnn_xp ÷ full batch | rounds |" in page
+    assert "| LSTM | 11,2,3,4 | training | 2 | 2.1 | 4 | 1.90 (1.10) PyTorch | 1.05 | 15 |" in page
+
+
+def test_a_busy_machine_is_said_and_its_rows_are_marked(results: Results) -> None:
+    results.rows[1] = replace(results.rows[1], others=0.31)
+    page = report.page(results)
+    assert "not idle: in 1 of 4 rows, marked with a *, others used more than 5%" in page
+    assert "at most 31%" in page
+    assert page.count("| 15* |") == 1
+    results.rows[0] = replace(results.rows[0], others=None)
+    assert "is unknown in 1 of 4 rows" in report.page(results)
+
+
+def test_the_picture_of_known_results(results: Results, tmp_path: Path) -> None:
+    need_module("matplotlib")
+    from rnn_xp.cli.bench import bench_figure
+
+    figure = bench_figure(results)
+    ratios, curve = figure.axes[0], figure.axes[1]
+    assert [text.get_text() for text in ratios.get_yticklabels()] == [
+        "LSTM 11,2,3,4",
+        "RNN 11,2,3,4",
+    ]
+    np.testing.assert_allclose(ratios.collections[0].get_offsets(), [[1.5, 0], [0.5, 1]])
+    assert list(curve.lines[0].get_ydata()) == [1e-3, 1e-2]
+    save(results, tmp_path / "bench.json")
+    for name in ("bench.png", "bench.md"):
+        arguments = ["plot", "bench", str(tmp_path / "bench.json"), "--out", str(tmp_path / name)]
+        assert main(arguments) == 0
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "bench.md").read_text(encoding="utf-8") == report.page(results)
+    with pytest.raises(BenchError, match="nothing to draw"):
+        bench_figure(Results({}))
+
+
+# The command
+
+
+def test_the_command_measures_prints_and_continues(tmp_path: Path) -> None:
+    arguments = ["bench", "--against", "numpy", *SMALL, "--shape", "5,2,3,4", "--json", "b.json"]
+    rnn = ["--cell", "rnn"]
+    code, out, err = run(tmp_path, *arguments, *rnn, "--task", "training", "size")
+    assert code == 0, err
+    assert "| RNN | 5,2,3,4 | 1 |" in out
+    assert err.count("\n") == 2
+    first = json.loads((tmp_path / "b.json").read_bytes())
+    assert {m["peer"] for m in first["rows"][0]["measured"]} == {OURS, "numpy"}
+    arguments += [*rnn, "--out", "b.md", "--task", "training", "ragged", "bidirectional"]
+    code, out, err = run(tmp_path, *arguments)
+    assert (code, out) == (0, "saved to b.md\n")
+    assert err.count("\n") == 4
+    rows = json.loads((tmp_path / "b.json").read_bytes())["rows"]
+    assert rows[:2] == first["rows"]
+    assert [row["case"]["table"] for row in rows[2:]] == ["ragged"] * 2 + ["bidirectional"] * 2
+    assert "--out" in fails(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shape", "5,2,3"], "four integers T,B,I,H >= 1, got '5,2,3'"),
+        (["--shape", "5,2,3,0"], "four integers"),
+        (["--threads", "4000"], "--threads 4000 is more than the"),
+        (["--against", "theano"], "invalid choice: 'theano'"),
+        (["--json", "none/b.json"], "none/b.json: cannot write there"),
+        (["--json", "other.json"], "other.json holds no results of rnn-xp bench"),
+        (["--plot", "b.bmp"], "b.bmp must end in one of"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    if "--plot" in arguments:
+        need_module("matplotlib")
+    (tmp_path / "other.json").write_text('{"format": 1, "rows": 3}', encoding="utf-8")
+    assert said in fails(tmp_path, "bench", *SMALL[:6], *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"machine": {"processor": "Abacus"}}, "was measured with processor Abacus, this is"),
+        ({"versions": {"NumPy": "0.1"}}, "are of NumPy 0.1, but this is"),
+    ],
+)
+def test_rows_of_another_machine_or_version_are_not_continued(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    kept = {"machine": machine.describe(), **change}
+    save(Results(**kept), tmp_path / "b.json")
+    arguments = ["--against", "numpy", "--json", "b.json", "--task", "training", "--cell", "rnn"]
+    assert said in fails(tmp_path, "bench", *SMALL, *arguments)
+
+
+def test_a_library_that_is_not_installed_is_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda name: "jax" if name == "keras" else "")
+    monkeypatch.setattr("rnn_xp.cli.bench.run", lambda *_: None)
+    assert main(["bench", "--against", "keras", "numpy"]) == 0
+    assert "Keras is left out: jax is not installed" in capsys.readouterr().err
+
+
+# The peers: their results are compared with ours before anything is timed
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "tasks"),
+    [
+        ("torch", ["lstm"], ["training", "streaming", "ragged"]),
+        ("jax", ["gru-before"], ["training", "ragged", "bidirectional"]),
+        ("jax", [*CELLS], ["streaming"]),
+        ("keras", ["gru-before"], ["training", "bidirectional"]),
+        ("onnxruntime", [*CELLS], ["inference", "streaming", "ragged", "bidirectional"]),
+    ],
+)
+def test_every_peer_gives_our_results(
+    name: str, cells: list[str], tasks: list[str], tmp_path: Path
+) -> None:
+    for tool in missing(name).split(", ") if missing(name) else ():
+        need_module(tool)
+    # Longer than what is unrolled and compiled.
+    arguments = ["--against", name, *SMALL, "--shape", "11,2,3,4", "--json", "b.json"]
+    code, out, err = run(tmp_path, "bench", *arguments, "--cell", *cells, "--task", *tasks)
+    assert code == 0, err
+    assert "## Summary" in out
+    for found in load(tmp_path / "b.json").rows:
+        lacks = library(name).lacks(found.case)
+        modes = {m.mode for m in found.measured if m.peer == name}
+        assert modes == (set() if lacks else set(library(name).modes(found.case))), found.absent

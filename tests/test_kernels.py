@@ -1,0 +1,354 @@
+"""The compiled kernels against the core, from which they must differ by rounding only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rnn_xp import GRU, LSTM, recurrence
+from rnn_xp.accelerate import Engine, engine, native
+from rnn_xp.backend import operations
+from rnn_xp.cells import CELLS, make_cell
+from rnn_xp.recurrence import Ragged
+
+HostArray = np.ndarray[Any, Any]
+SETS = native.instruction_sets()
+KINDS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
+OPS = operations(np)
+pytestmark = pytest.mark.skipif(not SETS, reason="the kernels are not built: no C++ compiler")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of one cell: sizes, options, and the seed of its numbers."""
+
+    kind: str = "lstm"
+    steps: int = 7
+    batch: int = 3
+    inputs: int = 5
+    hidden: int = 19
+    dtype: str = "float64"
+    reverse: bool = False
+    ragged: bool = False
+    bias: bool = True
+    state: bool = True
+    dstate: bool = True
+    strided: bool = False
+    seed: int = 0
+
+    def arrays(self) -> dict[str, Any]:
+        """Draw weights, x, states and gradients; with `strided` as parts of wider arrays."""
+        rng = np.random.default_rng(self.seed)
+
+        def draw(*shape: int) -> HostArray:
+            return np.asarray(rng.standard_normal(shape), dtype=self.dtype)
+
+        def part(*shape: int) -> HostArray:
+            if not self.strided:
+                return draw(*shape)
+            return draw(*shape[:-1], 2 * shape[-1])[..., shape[-1] :]
+
+        cell = make_cell(self.kind, self.hidden)
+        scale = np.asarray(self.hidden**-0.5, dtype=self.dtype)
+        shapes = cell.shapes(self.inputs, self.bias)
+        batch, hidden = self.batch, self.hidden
+        lengths = rng.integers(0, self.steps + 1, batch) if self.ragged else None
+        return {
+            "weights": {name: draw(*shape) * scale for name, shape in shapes.items()},
+            "x": part(self.steps, batch, self.inputs),
+            "dy": part(self.steps, batch, hidden),
+            "state": [part(batch, hidden) if self.state else None for _ in cell.state],
+            "dstate": [part(batch, hidden) if self.dstate else None for _ in cell.state],
+            "lengths": lengths,
+        }
+
+
+def results(case: Case, runner: Engine) -> dict[str, HostArray]:
+    """Run a case forward and backward; return all that comes out, by name."""
+    given_ = case.arrays()
+    cell, weights, x = make_cell(case.kind, case.hidden), given_["weights"], given_["x"]
+    ragged = None
+    if given_["lengths"] is not None:
+        ragged = Ragged.of(given_["lengths"], case.steps, x)
+    folded = runner.fold(cell, np, weights)
+    passes = [
+        runner.run(cell, OPS, folded, x, given_["state"], ragged, reverse=case.reverse, keep=keep)
+        for keep in (True, False)
+    ]
+    (y, last, kept), (y_inference, last_inference, _) = passes
+    np.testing.assert_array_equal(y, y_inference)
+    np.testing.assert_array_equal(last, last_inference)
+    y += 1000.0  # what is kept does not depend on it
+    gradients, dx, first = runner.run_backward(
+        cell, OPS, weights, kept, given_["dy"], given_["dstate"], ragged, reverse=case.reverse
+    )
+    return {
+        "y": y - 1000.0 if case.dtype == "float64" else y_inference,
+        "dx": dx,
+        **{f"{part} last": a for part, a in zip(cell.state, last, strict=True)},
+        **{f"d{part} first": a for part, a in zip(cell.state, first, strict=True)},
+        **{f"d{name}": a for name, a in gradients.items()},
+    }
+
+
+def compare(case: Case, runner: Engine) -> None:
+    """Assert that an engine and the core agree, to some roundings of the largest number."""
+    ours, core = results(case, runner), results(case, recurrence)
+    tolerance = {"float32": 2e-5, "float64": 1e-12}[case.dtype]
+    assert ours.keys() == core.keys()
+    for name, expected in core.items():
+        assert ours[name].shape == expected.shape, name
+        assert ours[name].dtype == np.dtype(case.dtype), name
+        size = max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(
+            ours[name], expected, rtol=0, atol=tolerance * size, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_parity(name: str, kind: str, data: st.DataObject) -> None:
+    flag = st.booleans()
+    case = Case(
+        kind,
+        steps=data.draw(st.integers(1, 20)),
+        batch=data.draw(st.integers(1, 40)),
+        inputs=data.draw(st.integers(1, 70)),
+        hidden=data.draw(st.integers(1, 140)),
+        dtype=data.draw(st.sampled_from(("float32", "float64"))),
+        **{
+            option: data.draw(flag)
+            for option in ("reverse", "ragged", "bias", "state", "dstate", "strided")
+        },
+        seed=data.draw(st.integers(0, 2**16)),
+    )
+    split = data.draw(st.sampled_from((native.BY_WORK, native.BY_BATCH, native.BY_UNITS)))
+    compare(case, native.Native(name, data.draw(st.integers(1, 3)), split))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_more_rows_than_a_chunk(name: str, kind: str, reverse: bool) -> None:
+    case = Case(kind, steps=150, batch=9, hidden=33, reverse=reverse, ragged=True)
+    compare(case, native.Native(name, 2))
+    compare(Case(kind, steps=3, batch=600, hidden=20, reverse=reverse), native.Native(name, 2))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_same_bits_for_any_number_of_threads(name: str, kind: str, dtype: str) -> None:
+    case = Case(kind, steps=40, batch=21, inputs=30, hidden=150, dtype=dtype, ragged=True)
+    alone = results(case, native.Native(name, 1))
+    for threads in (2, 3, 5):
+        for split in (native.BY_WORK, native.BY_BATCH, native.BY_UNITS):
+            shared = results(case, native.Native(name, threads, split))
+            for key, expected in alone.items():
+                np.testing.assert_array_equal(shared[key], expected, err_msg=key)
+
+
+def test_calls_at_the_same_time() -> None:
+    """One call has the threads; the others do their work alone, with the same bits."""
+    cases = [Case(kind, steps=30, batch=8, hidden=140, seed=k) for k in range(3) for kind in KINDS]
+    runner = native.Native(SETS[0], 2)
+    expected = [results(case, runner) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for made, wanted in zip(
+            pool.map(lambda c: results(c, runner), cases), expected, strict=True
+        ):
+            for key in wanted:
+                np.testing.assert_array_equal(made[key], wanted[key], err_msg=key)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_after_a_fork() -> None:
+    """A child has none of its parent's threads, and starts its own."""
+    code = """
+import os, sys
+import numpy as np
+from rnn_xp import LSTM
+from rnn_xp.accelerate import native
+layer = LSTM(20, 150)
+params = layer.init(0)
+x = np.ones((9, 40, 20), dtype=np.float32)
+before = layer(params, x)[0]
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(before, layer(params, x)[0]) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = os.environ | {"RNN_XP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_huge_and_undefined_numbers(name: str, kind: str, dtype: str) -> None:
+    """Gates saturate without a warning; what is undefined stays in its own sequence."""
+    cell, runner = make_cell(kind, 20), native.Native(name, 1)
+    arrays = Case(kind, batch=4, hidden=20, dtype=dtype, state=False).arrays()
+    x = arrays["x"]
+    x[:, 0] = 1e30
+    x[:, 1] = -np.inf
+    x[2, 2] = np.nan
+    folded = runner.fold(cell, np, arrays["weights"])
+    y, _, _ = runner.run(
+        cell, OPS, folded, x, [None, None][: len(cell.state)], None, reverse=False, keep=False
+    )
+    if kind != "rnn_relu":
+        assert np.abs(y[:, 0]).max() <= 1.0
+    assert np.isnan(y[2:, 2]).any(axis=1).all()
+    assert np.isfinite(y[:2, 2]).all()
+    assert np.isfinite(y[:, 3]).all()
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(("dtype", "ulps"), [("float32", 4), ("float64", 4)])
+def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
+    """tanh and the sigmoid against NumPy's in extended precision, over their whole range."""
+    a = np.linspace(-25.0, 25.0, 40001).astype(dtype)
+    wide = a.astype(np.longdouble)
+    one = np.ones((1, 1), dtype=dtype)
+    runner = native.Native(name, 1)
+
+    elman = make_cell("rnn_tanh", 1)
+    folded = runner.fold(elman, np, {"weight_ih": one, "weight_hh": one})
+    x = a[None, :, None]
+    y, _, _ = runner.run(elman, OPS, folded, x, [None], None, reverse=False, keep=False)
+    exact = np.tanh(wide)
+    spacing = np.spacing(np.abs(exact).astype(dtype)).astype(np.longdouble)
+    assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
+
+    # h' = n + z (h - n) with n = 0 and h = 1 is z.
+    gru = make_cell("gru", 1)
+    weights = {
+        "weight_ih": np.asarray([[0], [1], [0]], dtype=dtype),
+        "weight_hh": np.zeros((3, 1), dtype=dtype),
+    }
+    state = [np.ones((a.size, 1), dtype=dtype)]
+    folded = runner.fold(gru, np, weights)
+    y, _, _ = runner.run(gru, OPS, folded, x, state, None, reverse=False, keep=False)
+    exact = 1 / (1 + np.exp(-wide))
+    spacing = np.spacing(exact.astype(dtype)).astype(np.longdouble)
+    assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
+
+
+def test_which_engine() -> None:
+    x = np.ones((2, 2), dtype=np.float32)
+    assert isinstance(engine(make_cell("lstm", 3), x), native.Native)
+    assert engine(make_cell("lstm", 3), x.astype(np.float16)) is recurrence
+    assert engine(make_cell("lstm", 3), x.astype(x.dtype.newbyteorder())) is recurrence
+    assert engine(make_cell("lstm_peephole", 3), x) is recurrence
+    assert engine(make_cell("lstm", 3, proj_size=2), x) is recurrence
+    assert set(KINDS) < set(CELLS)
+
+
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    """Forget what the environment chose, before and after."""
+    native.choose.cache_clear()
+    yield
+    native.choose.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_choice")
+@pytest.mark.parametrize("wanted", ["", "1", *SETS])
+def test_the_environment_chooses(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_XP_ACCELERATE", wanted)
+    monkeypatch.setenv("RNN_XP_NUM_THREADS", "3")
+    chosen = native.choose()
+    assert isinstance(chosen, native.Native)
+    assert chosen.name == (wanted if wanted in SETS else SETS[0])
+    assert chosen.threads == 3
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
+    assert native.choose() == "switched off by RNN_XP_ACCELERATE=0"
+    layer = GRU(2, 3)
+    assert layer.prepare(layer.init(0)).engine is recurrence
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_XP_ACCELERATE", "avx9")
+    with pytest.raises(ValueError, match=r"RNN_XP_ACCELERATE must be 0, 1 or one of .*'avx9'"):
+        native.choose()
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_kernels", None)
+    assert native.choose() == "not built: there was no C++ compiler when rnn_xp was installed"
+
+
+@pytest.mark.usefixtures("fresh_choice")
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({"RNN_XP_NUM_THREADS": "5", "OMP_NUM_THREADS": "2"}, 5),
+        ({"OMP_NUM_THREADS": "2"}, 2),
+        ({"RNN_XP_NUM_THREADS": "0", "OMP_NUM_THREADS": "many"}, None),
+    ],
+)
+def test_number_of_threads(
+    variables: dict[str, str], threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RNN_XP_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    chosen = native.choose()
+    assert isinstance(chosen, native.Native)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert chosen.threads == (threads or cores)
+
+
+def test_the_kernels_check_sizes() -> None:
+    """The module is the last to look before memory is read: it must not trust its caller."""
+    kernels = native._kernels
+    assert kernels is not None
+    number = kernels.kernel_names()[SETS[0]]
+    shape = (number, 2, 4, 1, 1, 2, 3)
+    packed = np.empty(kernels.sizes(*shape)[0], dtype=np.uint8)
+    weights = np.ones((12, 2), dtype=np.float32), np.ones((12, 3), dtype=np.float32)
+    kernels.pack(*shape, 1, *weights, None, None, packed)
+    with pytest.raises(ValueError, match="has 16 bytes, expected at least 144"):
+        kernels.pack(*shape, 1, weights[0], np.ones(4, dtype=np.float32), None, None, packed)
+    with pytest.raises(TypeError, match="too few arguments"):
+        kernels.pack(*shape, 1, *weights)
+    with pytest.raises(TypeError, match="expected 13 arguments, got 14"):
+        kernels.pack(*shape, 1, *weights, None, None, packed, None)
+    with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
+        kernels.sizes(number, 9, 4, 1, 1, 2, 3)
+    with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
+        kernels.sizes(number, 2, 4, 0, 1, 2, 3)
+    packed.flags.writeable = False
+    with pytest.raises((BufferError, ValueError), match="read-only"):
+        kernels.pack(*shape, 1, *weights, None, None, packed)
+
+
+def test_input_and_weights_stay() -> None:
+    layer = LSTM(5, 7, num_layers=2, bidirectional=True)
+    params = layer.init(0)
+    for value in params.values():
+        value.flags.writeable = False
+    x = np.ones((4, 3, 5), dtype=np.float32)
+    x.flags.writeable = False
+    y, _, cache = layer.forward(params, x)
+    layer.backward(params, cache, y)
