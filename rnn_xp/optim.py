@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rnn_xp.backend import Array, Namespace, array_namespace
+import numpy as np
+
+from rnn_xp.backend import Array, Namespace, array_namespace, operations
 
 Params = dict[str, Array]
 State = dict[str, Any]
@@ -44,14 +46,22 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
     if not max_norm > 0.0:
         raise ValueError(f"max_norm must be > 0, got {max_norm}")
     xp = array_namespace(**grads)
-    # The norm of the norms: no square of a large gradient leaves the range of its dtype.
-    largest = [xp.max(xp.abs(g)) for g in grads.values()]
-    top = xp.max(xp.stack(largest))
-    safe = xp.where(top > 0, top, xp.ones_like(top))
-    squares = [xp.sum((g / safe) * (g / safe)) for g in grads.values()]
-    norm = safe * xp.sqrt(xp.sum(xp.stack(squares)))
+    norm = _global_norm(xp, list(grads.values()))
     factor = xp.minimum(max_norm / (norm + 1e-6), xp.ones_like(norm))
     return {name: g * factor for name, g in grads.items()}, norm
+
+
+def _global_norm(xp: Namespace, arrays: list[Array]) -> Array:
+    """Return the norm of all arrays together, though a square may leave the range of the dtype."""
+    if xp is np:  # dot products take a fifth of the time, where they stay far inside the range
+        total = sum(float(np.vdot(a, a)) for a in arrays)
+        limits = np.finfo(arrays[0].dtype)
+        if limits.tiny / limits.eps < total < math.inf:
+            return arrays[0].dtype.type(math.sqrt(total))
+    top = xp.max(xp.stack([xp.max(xp.abs(a)) for a in arrays]))
+    safe = xp.where(top > 0, top, xp.ones_like(top))
+    squares = [xp.sum((a / safe) * (a / safe)) for a in arrays]
+    return safe * xp.sqrt(xp.sum(xp.stack(squares)))
 
 
 # --------------------------------------------------------------------------------------------
@@ -240,10 +250,20 @@ class Adam(_Optimizer):
         self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
     ) -> tuple[Array, list[Array]]:
         beta1, beta2 = self.betas
-        m = beta1 * slots[0] + (1.0 - beta1) * grad
-        v = beta2 * slots[1] + (1.0 - beta2) * (grad * grad)
-        root = xp.sqrt(v) * (1.0 / math.sqrt(1.0 - beta2**step)) + self.eps
-        return param - (rate / (1.0 - beta1**step)) * (m / root), [m, v]
+        correction = math.sqrt(1.0 - beta2**step)  # of √v; here eps and the rate carry it
+        multiply = operations(xp).multiply
+        m, v = beta1 * slots[0], beta2 * slots[1]
+        new = (1.0 - beta1) * grad
+        m += new
+        new = multiply(grad, grad, out=new)
+        new *= 1.0 - beta2
+        v += new
+        root = xp.sqrt(v)
+        root += self.eps * correction
+        new = multiply(m, -rate * correction / (1.0 - beta1**step), out=new)
+        new /= root
+        new += param
+        return new, [m, v]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,12 @@ def dropout_mask(seed: Seed, rate: float, like: Array) -> Array:
     import numpy as np
 
     if rate == 1.0:
-        mask = np.zeros(like.shape, dtype=np.float32)
-    else:
-        drawn = generator(seed).random(like.shape, dtype=np.float32)
-        mask = np.where(drawn < rate, 0.0, 1.0 / (1.0 - rate))
-    return like_of(mask, like)
+        return like_of(np.zeros(like.shape, dtype=np.float32), like)
+    # The numbers of random(dtype=float32), before they become fractions: in half the time.
+    size = math.prod(like.shape)
+    raw = generator(seed).bit_generator.random_raw((size + 1) // 2)
+    bits = raw.astype("<u8", copy=False).view("<u4")[:size].reshape(like.shape)
+    limit = math.ceil(float(np.float32(rate)) * 2**24) << 8
+    mask = like_of(bits >= limit, like)
+    mask *= 1.0 / (1.0 - rate)
+    return mask

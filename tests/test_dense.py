@@ -11,6 +11,7 @@ import pytest
 from targets import HostArray, Target
 
 from rnn_xp import GRU, LSTM, Chain, Dropout, Embedding, Linear, character_model
+from rnn_xp.random import dropout_mask
 
 RNG = np.random.default_rng(5)
 
@@ -83,6 +84,31 @@ def test_embedding_of_more_rows_than_the_integers_reach(target: Target, dtype: s
     dparams, _ = layer.backward(params, cache, target.asarray(np.ones((3, 2)), "float32"))
     found = target.check(dparams["weight"], (40_000, 2), "float32")
     assert {int(v): float(found[v, 1]) for v in np.flatnonzero(found[:, 0])} == {7: 2.0, 120: 1.0}
+
+
+def test_embedding_of_more_rows_than_sixteen_bits_count(target: Target) -> None:
+    layer, x = Embedding(70_000, 2), np.array([69_999, 4_463, 69_999, 0])
+    params = target.tree(layer.init(1))
+    _, cache = layer.forward(params, target.asarray(x))
+    dy = target.asarray([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0], [8.0, 0.0]], "float32")
+    dparams, _ = layer.backward(params, cache, dy)
+    found = target.check(dparams["weight"], (70_000, 2), "float32")[:, 0]
+    lines = [int(line) for line in np.flatnonzero(found)]
+    assert {line: float(found[line]) for line in lines} == {0: 8.0, 4_463: 2.0, 69_999: 5.0}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (3, 5, 7), (40, 50)])
+@pytest.mark.parametrize("rate", [0.0, 1e-9, 0.25, 0.3, 0.999, 1.0 - 1e-9, 1.0])
+def test_a_dropout_mask_is_drawn_from_the_seed(
+    target: Target, rate: float, shape: tuple[int, ...], dtype: str
+) -> None:
+    mask = dropout_mask((5, 1), rate, target.asarray(np.zeros(shape), dtype))
+    drawn = np.random.default_rng((5, 1)).random(shape, dtype="float32")
+    kept = drawn >= np.float32(rate)
+    scale = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
+    expected = np.where(kept, scale, 0.0).astype(dtype)
+    assert np.array_equal(target.check(mask, shape, dtype), expected)
 
 
 def test_dropout(target: Target) -> None:

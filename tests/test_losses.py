@@ -60,6 +60,26 @@ def test_softmax_at_extremes(target: Target, dtype: str) -> None:
     assert found.tolist() == [[0.5, -0.5, 0.0], [0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("offset", [-1e4, -87.0, -31.0, 0.0, 31.0, 87.0, 1e4])
+def test_softmax_far_from_zero(target: Target, offset: float) -> None:
+    """Logits whose exponentials fit the dtype, or do not, and a row beside them that is small."""
+    rows = np.array([[0.0, 0.5, -0.75], [1.0, -2.0, 0.25]], dtype="float32")
+    logits = rows + np.array([[offset], [0.0]], dtype="float32")
+    loss, gradient = losses.softmax_cross_entropy(
+        target.asarray(logits), target.asarray([2, 0], "int64"), reduction="sum"
+    )
+    expected = 0.0
+    for row, kind, found in zip(
+        logits.tolist(), (2, 0), target.check(gradient, (2, 3), "float32"), strict=True
+    ):
+        sizes = [math.exp(a - max(row)) for a in row]
+        expected += math.log(sum(sizes)) + max(row) - row[kind]
+        p = [size / sum(sizes) for size in sizes]
+        p[kind] -= 1.0
+        np.testing.assert_allclose(found, p, rtol=0, atol=1e-6)
+    assert float(target.check(loss, (), "float32")) == pytest.approx(expected, abs=5e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sigmoid_losses_at_extremes(target: Target, dtype: str) -> None:
     logits = target.asarray([1e4, -1e4, 1e4, -1e4], dtype)

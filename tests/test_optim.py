@@ -114,6 +114,30 @@ def test_clipping_large_and_zero_gradients() -> None:
     assert not clipped["a"].any()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        ("float16", 1e-4),
+        ("float16", 1e-3),
+        ("float16", 1.0),
+        ("float16", 200.0),
+        ("float32", 1e-30),
+        ("float32", 1e-18),
+        ("float32", 1.0),
+        ("float32", 7e18),
+        ("float32", 1e30),
+        ("float64", 1e-200),
+        ("float64", 1e200),
+    ],
+)
+def test_a_norm_whose_square_has_no_room(dtype: str, scale: float) -> None:
+    grads = {name: (value * scale).astype(dtype) for name, value in numbers(3).items()}
+    values = [float(x) for g in grads.values() for x in g.flat]
+    _, norm = optim.clip_by_global_norm(grads, 1.0)
+    assert norm.dtype == dtype
+    assert float(norm) == pytest.approx(math.hypot(*values), rel=4 * float(np.finfo(dtype).eps))
+
+
 def test_schedules() -> None:
     assert optim.constant(0.3)(7) == 0.3
     cosine = optim.warmup_cosine(1.0, 110, warmup=10, floor=0.1)
