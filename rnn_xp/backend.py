@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ def array_namespace(**arrays: Array) -> Namespace:
     TypeError
         If something is not an array, or if two arrays belong to different libraries.
     """
+    if all(type(array) is np.ndarray for array in arrays.values()) and arrays:
+        return np
     found: Namespace = None
     first = ""
     for name, array in arrays.items():
@@ -99,6 +102,12 @@ def _kind(array: Array) -> str:
 def device_of(array: Array) -> Any:
     """Return the device that holds `array`, as its library spells it."""
     return "cpu" if type(array) is np.ndarray else _compat_device(array)
+
+
+def is_traced(array: Any) -> bool:
+    """Tell whether JAX is tracing a function, and the values of `array` are not known yet."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.core.Tracer)
 
 
 def dtype_name(dtype: Any) -> str:

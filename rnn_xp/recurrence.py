@@ -18,27 +18,29 @@ the state as it was, gives output 0 and passes no gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rnn_xp.backend import Array, Namespace, Operations, array_namespace, device_of
+from rnn_xp.backend import Array, Namespace, Operations, array_namespace, device_of, is_traced
 from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
 
 
 class Ragged(NamedTuple):
     """Which steps of which sequences count."""
 
-    lengths: np.ndarray[Any, Any]
-    """(B,), integers on the host"""
+    lengths: Array
+    """(B,), integers on the host, or traced by JAX"""
     valid: Array
     """(T, B), boolean"""
     shortest: int
     """All sequences have the steps before this one."""
 
     @classmethod
-    def of(cls, lengths: np.ndarray[Any, Any], steps: int, like: Array) -> Ragged | None:
+    def of(cls, lengths: Array, steps: int, like: Array) -> Ragged | None:
         """Return the steps that count, on the device of `like`; None if all of them do."""
+        if is_traced(lengths):
+            return cls(lengths, np.arange(steps)[:, None] < lengths[None, :], 0)
         shortest = int(lengths.min())
         if shortest == steps:
             return None
@@ -97,7 +99,7 @@ def run(
             chunks.append(chunk)
     if ragged is not None:
         y = zero_where_invalid(ops, ragged.valid[:, :, None], y)
-    return y, [part.T for part in columns], chunks
+    return y, [ops.contiguous(part.T) for part in columns], chunks
 
 
 def _columns(
@@ -218,7 +220,7 @@ def run_backward(
             )
         dx_rows = xp.reshape(dx_rows, (chunk.stop - chunk.start, batch, size))
         dx = ops.put(dx, chunk.start, chunk.stop, dx_rows)
-    return total, dx, [part.T for part in columns]
+    return total, dx, [ops.contiguous(part.T) for part in columns]
 
 
 def _run_chunk_backward(

@@ -58,10 +58,32 @@ def engine(cell: Cell, like: Array) -> Engine:
     """Return the engine for a cell whose weights are arrays like `like`."""
     if type(like) is np.ndarray:
         chosen = native.choose()
-        if isinstance(chosen, native.Native) and chosen.takes(cell, like):
+        if isinstance(chosen, native.Native) and chosen.takes(like, cell):
             return chosen
-    elif array_namespace(like=like).__name__ == "jax.numpy":
-        from rnn_xp.accelerate import scan  # imports JAX, which the caller has imported already
+        return recurrence
+    # Each of these two imports its library, which the caller has imported already.
+    name = array_namespace(like=like).__name__
+    if name == "jax.numpy":
+        from rnn_xp.accelerate import scan
 
         return scan
+    if name.endswith("torch"):
+        from rnn_xp.accelerate import tensors
+
+        return tensors
     return recurrence
+
+
+
+def product(ops: Operations, a: Array, b: Array, bias: Array | None = None) -> Array:
+    """Return a b + bias for two matrices of one dtype, as a new array.
+
+    On NumPy with the compiled kernels, whose threads would otherwise wait for those of NumPy's own
+    product: these spin for a while after each.
+    """
+    if ops.xp is np and 0 not in a.shape and 0 not in b.shape:
+        chosen = native.choose()
+        if isinstance(chosen, native.Native) and chosen.takes(a):
+            return chosen.product(a, b, bias)
+    y = a @ b
+    return y if bias is None else ops.add(y, bias, out=y)

@@ -44,6 +44,9 @@ _CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 _NUMBERS: dict[Any, int] = {CELLS[name]: number for number, name in enumerate(_CELLS)}
 
 
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 class Kept(NamedTuple):
     """What a forward run keeps for the backward run."""
 
@@ -71,9 +74,10 @@ class Native:
         self._number = _kernels.kernel_names()[name]
         self._split = split
 
-    def takes(self, cell: Cell, like: Array) -> bool:
-        """Tell whether the kernels have this cell and this dtype."""
-        return type(cell) in _NUMBERS and like.dtype.char in "fd" and like.dtype.isnative
+    def takes(self, like: Array, cell: Cell | None = None) -> bool:
+        """Tell whether the kernels have this dtype, and this cell."""
+        has_cell = cell is None or type(cell) in _NUMBERS
+        return has_cell and like.dtype.char in "fd" and bool(like.dtype.isnative)
 
     def _shape(
         self, cell: Cell, steps: int, batch: int, inputs: int, dtype: Any
@@ -168,11 +172,38 @@ class Native:
         )
         return gradients, dx, first
 
+    def product(self, a: Array, b: Array, bias: Array | None) -> Array:
+        """Return a b + bias for matrices a (M, K) and b (K, N)."""
+        if a.itemsize not in b.strides:
+            b = np.ascontiguousarray(b)
+        size = a.itemsize
+        a_row, a_k = (step // size for step in a.strides)
+        b_k, b_n = (step // size for step in b.strides)
+        (rows, inner), columns = a.shape, b.shape[1]
+        out = np.empty((rows, columns), dtype=a.dtype)
+        _kernels.product(
+            self._number,
+            size,
+            self.threads,
+            rows,
+            columns,
+            inner,
+            a,
+            a_row,
+            a_k,
+            b,
+            b_k,
+            b_n,
+            bias,
+            out,
+        )
+        return out
+
 
 def _contiguous(weights: Weights) -> tuple[Array | None, ...]:
     """Return the weights in the kernels' order, as they lie in memory."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    return tuple(None if n not in weights else np.ascontiguousarray(weights[n]) for n in names)
+    found = [weights.get(name) for name in _WEIGHTS]
+    return tuple([None if a is None else _whole(a) for a in found])
 
 
 def _rows(a: Array) -> tuple[Array, int]:
@@ -189,9 +220,14 @@ def _rows(a: Array) -> tuple[Array, int]:
     return a, distance // a.itemsize
 
 
+def _whole(a: Array) -> Array:
+    """Return `a` with its numbers one after the other: itself where it can be."""
+    return a if a.flags.c_contiguous else np.ascontiguousarray(a)
+
+
 def _pair(state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
     """Return h and c, contiguous; None for c where a cell has none."""
-    made = [None if a is None else np.ascontiguousarray(a) for a in state]
+    made = [None if a is None else _whole(a) for a in state]
     return made[0], made[1] if len(made) == 2 else None
 
 

@@ -14,6 +14,7 @@ from rnn_xp.backend import (
     device_of,
     dtype_name,
     is_floating,
+    is_traced,
     to_numpy,
 )
 
@@ -51,6 +52,8 @@ def check_rate(name: str, value: object) -> None:
 def check_params(layer: HasShapes, params: Any) -> Namespace:
     """Raise unless `params` are the layer's parameters; return their namespace."""
     shapes = layer.shapes
+    if _fits(shapes, params):
+        return np
     if not isinstance(params, Mapping):
         raise TypeError(
             f"params must be a dict of arrays, as from init, got {type(params).__name__}"
@@ -75,6 +78,24 @@ def check_params(layer: HasShapes, params: Any) -> Namespace:
     return xp
 
 
+def _fits(shapes: Mapping[str, tuple[int, ...]], params: Any) -> bool:
+    """Tell at once that all is well with NumPy arrays: a small layer's step is that short."""
+    if type(params) is not dict or len(params) != len(shapes):
+        return False
+    dtype = None
+    for name, shape in shapes.items():
+        array = params.get(name)
+        if type(array) is not np.ndarray or array.shape != shape:
+            return False
+        if dtype is None:
+            dtype = array.dtype
+            if dtype.char not in "fd":
+                return False
+        elif array.dtype != dtype:
+            return False
+    return dtype is not None
+
+
 def check_is_given(name: str, array: Array) -> None:
     """Raise if `array` is None."""
     if array is None:
@@ -95,26 +116,27 @@ def check_same_kind(name: str, array: Array, like: Array) -> None:
             f"{name} has dtype {dtype_name(array.dtype)}, the parameters have "
             f"{dtype_name(like.dtype)}: cast one of them"
         )
-    if device_of(array) != device_of(like):
-        raise ValueError(
-            f"{name} is on the device {device_of(array)}, the parameters on {device_of(like)}"
-        )
+    device, expected = device_of(array), device_of(like)
+    if device != expected and None not in (device, expected):  # None: traced by JAX
+        raise ValueError(f"{name} is on the device {device}, the parameters on {expected}")
 
 
-def check_lengths(
-    lengths: Sequence[int] | Array | None, steps: int, batch: int
-) -> np.ndarray[Any, Any]:
+def check_lengths(lengths: Sequence[int] | Array | None, steps: int, batch: int) -> Array:
     """Raise unless `lengths` are `batch` integers in 1..`steps`; return them on the host.
 
-    None stands for `steps` everywhere.
+    None stands for `steps` everywhere. Lengths that JAX traces are returned as they are: nobody
+    knows their values, so that one above `steps` counts as `steps`, and one below 1 as 0.
     """
     if lengths is None:
         return np.full(batch, steps)
-    host = np.asarray(to_numpy(lengths))
+    traced = is_traced(lengths)
+    host: Any = lengths if traced else np.asarray(to_numpy(lengths))
     if host.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},), got {host.shape}")
     if host.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, got {host.dtype}")
+    if traced:
+        return host
     wrong = host[(host < 1) | (host > steps)]
     if wrong.size:
         raise ValueError(f"lengths must lie in 1..{steps} (T), got {int(wrong[0])}")
@@ -123,6 +145,9 @@ def check_lengths(
 
 def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
     """Raise unless `array` is of the library of `like`, and passes `check_array`."""
+    both = type(array) is np.ndarray and type(like) is np.ndarray
+    if both and array.shape == shape and array.dtype == like.dtype:
+        return
     check_is_given(name, array)
     array_namespace(params=like, **{name: array})
     check_array(name, array, shape, like)

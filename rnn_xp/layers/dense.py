@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rnn_xp import init as init_
+from rnn_xp.accelerate import product
 from rnn_xp.backend import (
     Array,
     array_namespace,
@@ -94,9 +95,7 @@ class Linear:
         if x.ndim < 1 or x.shape[-1] != self.input_size:
             raise ValueError(f"x must have shape (..., {self.input_size}), got {tuple(x.shape)}")
         rows = xp.reshape(x, (-1, self.input_size))
-        y = rows @ weight.T
-        if self.bias:
-            y = operations(xp).add(y, params["bias"], out=y)
+        y = product(operations(xp), rows, weight.T, params.get("bias"))
         shape = tuple(x.shape)
         return xp.reshape(y, (*shape[:-1], self.output_size)), Cache(self, rows, shape, weight)
 
@@ -106,10 +105,11 @@ class Linear:
         use_once(self, cache)
         check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
         rows = xp.reshape(dy, (-1, self.output_size))
-        dparams = {"weight": rows.T @ cache.kept}
+        ops = operations(xp)
+        dparams = {"weight": product(ops, rows.T, cache.kept)}
         if self.bias:
             dparams["bias"] = xp.sum(rows, axis=0)
-        return dparams, xp.reshape(rows @ params["weight"], cache.shape)
+        return dparams, xp.reshape(product(ops, rows, params["weight"]), cache.shape)
 
 
 @dataclass(frozen=True)

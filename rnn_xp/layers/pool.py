@@ -120,12 +120,13 @@ class Pool:
         """Return w, (T, B, 1), or (T, B, F) where it depends on the direction."""
         steps, batch, features = x.shape
         host = check_lengths(lengths, steps, batch)[None, :, None]
+        xp = array_namespace(lengths=host)  # NumPy, unless JAX traces the lengths
         time = np.arange(steps)[:, None, None]
         if self.kind == "mean":
-            weights = np.where(time < host, 1.0 / host, 0.0)
+            weights = xp.where(time < host, 1.0 / host, 0.0)
         elif self.bidirectional:
             forward = np.arange(features)[None, None, :] < features // 2
-            weights = np.where(forward, time == host - 1, time == 0).astype(np.float64)
+            weights = xp.where(xp.where(forward, time == host - 1, time == 0), 1.0, 0.0)
         else:
-            weights = (time == host - 1).astype(np.float64)
+            weights = xp.where(time == host - 1, 1.0, 0.0)
         return like_of(weights, x)

@@ -61,10 +61,9 @@ class Cache:
 
     layer: Recurrent
     engine: Engine
-    batched: bool
-    shape: tuple[int, ...]
     like: Array
-    ragged: Ragged | None
+    shape: tuple[int, ...] = ()
+    ragged: Ragged | None = None
     runs: list[Any] = field(default_factory=list)
     masks: list[Array] = field(default_factory=list)
     used: bool = False
@@ -206,8 +205,7 @@ class Recurrent:
             prepared = self._fold(check_params(self, params), params)
         if prepared.layer is not self and prepared.layer != self:
             raise ValueError(f"params were prepared by {prepared.layer}, not by {self}")
-        y, state, _ = self._run(prepared, x, state, lengths, None, keep=False)
-        return y, state
+        return self._run(prepared, x, state, lengths, None, None)
 
     def forward(
         self,
@@ -237,7 +235,9 @@ class Recurrent:
             Belongs to one `backward`. It refers to x: do not change x before.
         """
         prepared = self._fold(check_params(self, params), params)
-        return self._run(prepared, x, state, lengths, dropout_seed, keep=True)
+        cache = Cache(self, prepared.engine, prepared.like)
+        y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
+        return y, state, cache
 
     def backward(
         self, params: Params, cache: Cache, dy: Array, dstate: State = None
@@ -266,11 +266,12 @@ class Recurrent:
         xp = check_params(self, params)
         use_once(self, cache)
         ops = operations(xp)
+        batched = len(cache.shape) == 3
         check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
-        if not cache.batched:
+        if not batched:
             dy = dy[:, None, :]
         batch = dy.shape[1]
-        parts = self._state_in("dstate", dstate, batch, cache.batched, cache.like)
+        parts = self._state_in("dstate", dstate, batch, batched, cache.like)
 
         gradients: list[dict[str, Array]] = [{} for _ in self._suffixes]
         dstates: list[Sequence[Array]] = [() for _ in self._suffixes]
@@ -300,8 +301,8 @@ class Recurrent:
             for names, gradient in zip(self._names, gradients, strict=True)
             for name in names
         }
-        dx = dy if cache.batched else dy[:, 0, :]
-        return dparams, dx, self._state_out(xp, dstates, cache.batched)
+        dx = dy if batched else dy[:, 0, :]
+        return dparams, dx, self._state_out(xp, dstates, batched)
 
     # Inside
 
@@ -321,9 +322,9 @@ class Recurrent:
         state: State,
         lengths: Sequence[int] | Array | None,
         dropout_seed: Seed | None,
-        *,
-        keep: bool,
-    ) -> tuple[Array, State, Cache]:
+        cache: Cache | None,
+    ) -> tuple[Array, State]:
+        """Run all levels and directions; fill the cache if there is one."""
         check_is_given("x", x)
         xp = array_namespace(params=prepared.like, x=x)
         ops = operations(xp)
@@ -335,11 +336,11 @@ class Recurrent:
         steps, batch = x.shape[0], x.shape[1]
         ragged = self._ragged(lengths, steps, batch, batched, x)
         parts = self._state_in("state", state, batch, batched, x)
-
-        cache = Cache(self, prepared.engine, batched, shape, prepared.like, ragged)
+        if cache is not None:
+            cache.shape, cache.ragged = shape, ragged
         states: list[Sequence[Array]] = []
         for level in range(self.num_layers):
-            if level and self.dropout and dropout_seed is not None:
+            if level and self.dropout and cache is not None and dropout_seed is not None:
                 mask = dropout_mask(spawn(dropout_seed, level), self.dropout, x)
                 x = ops.multiply(x, mask, out=x)
                 cache.masks.append(mask)
@@ -354,14 +355,15 @@ class Recurrent:
                     [None if p is None else p[index, ...] for p in parts],
                     ragged,
                     reverse=direction == 1,
-                    keep=keep,
+                    keep=cache is not None,
                 )
                 outputs.append(y)
                 states.append(last)
-                cache.runs.append(kept)
+                if cache is not None:
+                    cache.runs.append(kept)
             x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)
         y = x if batched else x[:, 0, :]
-        return y, self._state_out(xp, states, batched), cache
+        return y, self._state_out(xp, states, batched)
 
     def _check_input(self, x: Array, like: Array) -> None:
         if x.ndim not in (2, 3):
@@ -423,7 +425,8 @@ class Recurrent:
         """Stack the states of the runs to (L*D, B, size) for each part."""
         parts = []
         for which in range(len(self.cell.state)):
-            stacked = xp.stack([state[which] for state in states])
+            each = [state[which] for state in states]
+            stacked = xp.stack(each) if len(each) > 1 else each[0][None, ...]
             parts.append(stacked if batched else stacked[:, 0, :])
         return parts[0] if len(parts) == 1 else tuple(parts)
 

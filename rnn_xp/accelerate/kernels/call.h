@@ -47,6 +47,19 @@ struct Call {
   void* scratch;  // of the size from `scratch_bytes`
 };
 
+// C = bias + A B, with A (M, K), B (K, N) and C (M, N); strides are in numbers.
+struct Product {
+  bool is_double;
+  int64_t M, N, K;
+  const void* A;
+  int64_t a_row, a_k;  // any
+  const void* B;
+  int64_t b_k, b_n;  // one of them is 1
+  const void* bias;  // (N,), or null
+  void* C;           // rows one after the other
+  void* scratch;
+};
+
 // What is compiled for each instruction set.
 struct Kernels {
   const char* name;
@@ -56,6 +69,8 @@ struct Kernels {
   void (*pack)(const Call&, Team);  // writes to the packed weights
   void (*forward)(const Call&, Team);
   void (*backward)(const Call&, Team);
+  int64_t (*product_bytes)(const Product&);
+  void (*product)(const Product&, Team);
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels;

@@ -44,8 +44,19 @@ void backward(const Call& call, Team team) {
   dispatch(call, team, [](const auto& r) { return r.backward(), 0L; });
 }
 
+int64_t product_bytes(const Product& p) {
+  const long lanes = RNN_XP_VECTOR_BYTES / (p.is_double ? 8 : 4);
+  return upward(p.N, lanes) * p.K * RNN_XP_VECTOR_BYTES;
+}
+void product(const Product& p, Team team) {
+  if (p.is_double)
+    whole_product<double>(p, team);
+  else
+    whole_product<float>(p, team);
+}
+
 }  // namespace
 
 #define RNN_XP_KERNELS(set)                                                                  \
   extern const Kernels set##_kernels = {#set, packed_bytes, kept_bytes, scratch_bytes, pack, \
-                                        forward, backward};
+                                        forward, backward, product_bytes, product};

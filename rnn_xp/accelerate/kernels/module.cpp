@@ -114,11 +114,14 @@ const Kernels* begin(Arguments& in, Call& call) {
 
 int64_t gates_of(int cell) { return cell == LSTM ? 4 : cell >= GRU ? 3 : 1; }
 
+int most_threads(int64_t threads) {
+  return (int)(threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
+}
+
 // As many threads as have work: below that, waking and meeting cost more than they save.
 int team_size(const Call& call, int64_t threads) {
   const int64_t step = call.B * gates_of(call.cell) * call.H * call.H;  // multiplications
-  if (threads > MOST_THREADS) threads = MOST_THREADS;
-  return step < 16384 ? 1 : (int)threads;
+  return step < 16384 ? 1 : most_threads(threads);
 }
 
 struct Scratch {
@@ -131,14 +134,24 @@ struct Scratch {
   bool failed;
 };
 
-PyObject* run(void (*job)(const Call&, Team), Call& call, int64_t scratch_bytes, int64_t threads) {
+// Do a piece of work (Call or Product) with its scratch memory, while other Python threads run.
+template <class W>
+PyObject* run(void (*job)(const W&, Team), W& work, int64_t scratch_bytes, int threads) {
+  struct Task {
+    void (*job)(const W&, Team);
+    const W* work;
+    static void run(const void* task, Team team) {
+      ((const Task*)task)->job(*((const Task*)task)->work, team);
+    }
+  };
   bool failed;
   Py_BEGIN_ALLOW_THREADS
   Scratch scratch(scratch_bytes);
   failed = scratch.failed;
   if (!failed) {
-    call.scratch = scratch.memory;
-    run_team(job, call, team_size(call, threads));
+    work.scratch = scratch.memory;
+    const Task task = {job, &work};
+    run_team(Task::run, &task, threads);
   }
   Py_END_ALLOW_THREADS
   if (failed) return PyErr_NoMemory();
@@ -178,7 +191,7 @@ PyObject* pack(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.bias_hh = in.input_or_none(rows);
   call.packed = in.output(kernels->packed_bytes(call));
   if (!in.done()) return nullptr;
-  return run(kernels->pack, call, 0, threads);
+  return run(kernels->pack, call, 0, team_size(call, threads));
 }
 
 PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -203,7 +216,8 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.c_last = has_c ? in.output(state) : in.output_or_none(0);
   call.kept = in.output_or_none(kernels->kept_bytes(call));
   if (!in.done()) return nullptr;
-  return run(kernels->forward, call, kernels->scratch_bytes(call, false), threads);
+  return run(kernels->forward, call, kernels->scratch_bytes(call, false),
+             team_size(call, threads));
 }
 
 PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -235,7 +249,34 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.dh0 = in.output(state);
   call.dc0 = has_c ? in.output(state) : in.output_or_none(0);
   if (!in.done()) return nullptr;
-  return run(kernels->backward, call, kernels->scratch_bytes(call, true), threads);
+  return run(kernels->backward, call, kernels->scratch_bytes(call, true),
+             team_size(call, threads));
+}
+
+// (kernels, itemsize, threads, M, N, K, A, a_row, a_k, B, b_k, b_n, bias, C)
+PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  Product p{};
+  const int64_t which = in.integer(), item = in.integer(), threads = in.integer();
+  p.is_double = item == 8;
+  p.M = in.integer(), p.N = in.integer(), p.K = in.integer();
+  p.A = in.input(p.M * p.K * item);
+  p.a_row = in.integer(), p.a_k = in.integer();
+  p.B = in.input(p.K * p.N * item);
+  p.b_k = in.integer(), p.b_n = in.integer();
+  p.bias = in.input_or_none(p.N * item);
+  p.C = in.output(p.M * p.N * item);
+  if (!in.done()) return nullptr;
+  const bool good = which >= 0 && which < kernel_count && runs_here(all_kernels[which]) &&
+                    (item == 4 || item == 8) && p.M > 0 && p.N > 0 && p.K > 0 &&
+                    (p.b_k == 1 || p.b_n == 1);
+  if (!good) {
+    PyErr_SetString(PyExc_ValueError, "unknown kernels, sizes or strides");
+    return nullptr;
+  }
+  const Kernels* kernels = all_kernels[which];
+  const bool small = p.M * p.N * p.K < 65536;
+  return run(kernels->product, p, kernels->product_bytes(p), small ? 1 : most_threads(threads));
 }
 
 #define FAST(name, text) \
@@ -248,6 +289,7 @@ PyMethodDef methods[] = {
     FAST(pack, "Pack weights."),
     FAST(forward, "Run a cell over a sequence."),
     FAST(backward, "Run a cell backward through time."),
+    FAST(product, "Multiply two matrices, and add a bias to each row."),
     {nullptr, nullptr, 0, nullptr},
 };
 

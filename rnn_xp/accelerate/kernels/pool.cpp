@@ -56,8 +56,8 @@ void meet(Barrier* barrier, int me) {
 namespace {
 
 struct Job {
-  void (*run)(const Call&, Team) = nullptr;
-  const Call* call = nullptr;
+  void (*run)(const void*, Team) = nullptr;
+  const void* what = nullptr;
   int size = 1;
 };
 
@@ -97,7 +97,7 @@ void* worker(void* argument) {
       pthread_mutex_unlock(&p.sleep);
     }
     seen++;
-    if (start.me < p.job.size) p.job.run(*p.job.call, Team{start.me, p.job.size, &p.barrier});
+    if (start.me < p.job.size) p.job.run(p.job.what, Team{start.me, p.job.size, &p.barrier});
     p.working.fetch_sub(1, std::memory_order_release);
   }
   return nullptr;
@@ -136,14 +136,14 @@ void start(Pool& p, int size) {
 
 }  // namespace
 
-void run_team(void (*job)(const Call&, Team), const Call& call, int size) {
+void run_team(void (*job)(const void*, Team), const void* what, int size) {
   if (size > 1) {
     Pool& p = the_pool();
     if (pthread_mutex_trylock(&p.busy) == 0) {
       start(p, size);
       if (p.started >= size) {
         p.barrier.reset(size);
-        p.job = {job, &call, size};
+        p.job = {job, what, size};
         p.working.store(p.started - 1, std::memory_order_relaxed);
         p.round.fetch_add(1);
         if (p.sleepers.load()) {
@@ -151,7 +151,7 @@ void run_team(void (*job)(const Call&, Team), const Call& call, int size) {
           pthread_cond_broadcast(&p.wake);
           pthread_mutex_unlock(&p.sleep);
         }
-        job(call, Team{0, size, &p.barrier});
+        job(what, Team{0, size, &p.barrier});
         wait_until([&] { return p.working.load(std::memory_order_acquire) == 0; });
         pthread_mutex_unlock(&p.busy);
         return;
@@ -159,5 +159,5 @@ void run_team(void (*job)(const Call&, Team), const Call& call, int size) {
       pthread_mutex_unlock(&p.busy);
     }
   }
-  job(call, Team{0, 1, nullptr});
+  job(what, Team{0, 1, nullptr});
 }

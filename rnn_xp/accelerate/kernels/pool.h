@@ -3,8 +3,8 @@
 
 #include "call.h"
 
-// Run job(call, {me, size, barrier}) on `size` threads, the caller's among them. If another call has
+// Run job(what, {me, size, barrier}) on `size` threads, the caller's among them. If another call has
 // the threads, or they cannot be started, the caller does it alone: the bits are the same.
-void run_team(void (*job)(const Call&, Team), const Call& call, int size);
+void run_team(void (*job)(const void* what, Team), const void* what, int size);
 
 constexpr int MOST_THREADS = 64;

@@ -5,9 +5,18 @@
 // sum over k from 0 upward, whatever the tile: the same bits for any split of rows or columns.
 #pragma once
 
+#include "call.h"
 #include "vector.h"
 
 namespace {
+
+struct Span {
+  long first, last;
+};
+
+INLINE Span share(long count, const Team& team) {
+  return {count * team.me / team.size, count * (team.me + 1) / team.size};
+}
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long most(long a, long b) { return a > b ? a : b; }
@@ -172,6 +181,38 @@ NOINLINE void pack_vector(const T* W, long ld, long count, long K, T* packed, in
     }
     transpose<T>(v);
     for (long i = 0; i < there; i++) store(packed + (k + i) * n * L, v[i]);
+  }
+}
+
+// A whole product: B is packed once, by all; then each thread has its rows or, where these are few,
+// its panels.
+template <class T>
+NOINLINE void whole_product(const Product& p, const Team& team) {
+  constexpr int L = LANES<T>;
+  const T *A = (const T*)p.A, *B = (const T*)p.B, *bias = (const T*)p.bias;
+  T *C = (T*)p.C, *packed = (T*)p.scratch;
+  const long vectors = upward(p.N, L), panels = upward(vectors, TILE_VECTORS);
+  Span mine = share(panels, team);
+  if (p.b_n == 1) {
+    pack_rows([&](long k) { return B + k * p.b_k; }, p.K, p.N, TILE_VECTORS, packed, mine.first,
+              mine.last);
+  } else {
+    for (long v = mine.first * TILE_VECTORS; v < least(vectors, mine.last * TILE_VECTORS); v++) {
+      const long first = v / TILE_VECTORS * TILE_VECTORS;
+      const int n = (int)least(TILE_VECTORS, vectors - first);
+      T* to = packed + first * L * p.K + (v - first) * L;
+      pack_vector(B + v * L * p.b_n, p.b_n, p.N - v * L, p.K, to, n);
+    }
+  }
+  if (team.size > 1) meet(team.barrier, team.me);
+  const bool by_rows = p.M >= 2 * TILE_ROWS * team.size;
+  const Span rows = by_rows ? share(p.M, team) : Span{0, p.M};
+  if (by_rows) mine = {0, panels};
+  for (long q = mine.first; q < mine.last; q++) {
+    const long v = q * TILE_VECTORS;
+    const int n = (int)least(TILE_VECTORS, vectors - v);
+    panel_product<T>(rows.first, rows.last, p.K, A, p.a_row, p.a_k, packed + v * L * p.K, n,
+                     bias ? bias + v * L : nullptr, 0, C + v * L, p.N, p.N - v * L);
   }
 }
 

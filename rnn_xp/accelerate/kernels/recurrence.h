@@ -26,14 +26,6 @@ struct Area {
   }
 };
 
-struct Span {
-  long first, last;
-};
-
-INLINE Span share(long count, const Team& team) {
-  return {count * team.me / team.size, count * (team.me + 1) / team.size};
-}
-
 // Vectors of one panel of a product with one gate: four, or fewer to have work for two threads.
 INLINE int panel_width(long vectors) {
   return (int)(vectors >= 8 ? TILE_VECTORS : most(1, (vectors + 1) / 2));

@@ -1,0 +1,157 @@
+"""PyTorch: tensors in the processor's memory are NumPy arrays too, for the compiled kernels.
+
+Nothing is copied: an array for a tensor, or a tensor for an array, is a view of the same memory.
+What the kernels cannot do stays with the core, on the tensors themselves: another cell, device or
+dtype, and tensors that something watches (autograd while it records, `torch.func`,
+`torch.compile`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd.forward_ad import unpack_dual
+
+from rnn_xp import recurrence
+from rnn_xp.accelerate import Engine, engine
+from rnn_xp.backend import Array, Namespace, Operations, operations
+from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
+from rnn_xp.recurrence import Ragged
+
+HostArray = np.ndarray[Any, Any]
+
+
+class Hosted(NamedTuple):
+    """Weights that the kernels' engine has arranged."""
+
+    weights: Weights
+    """The tensors, for the core in case that x is watched."""
+    engine: Engine
+    folded: Any
+
+
+class Kept(NamedTuple):
+    """What a forward run of the kernels keeps."""
+
+    engine: Engine
+    chunks: Any
+    x: Array
+    state: Sequence[Array | None]
+
+
+def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded | Hosted:
+    """Arrange the weights for `run`."""
+    arrays = _hosts(weights.values())
+    chosen = recurrence if arrays is None else engine(cell, arrays[0])
+    if arrays is None or chosen is recurrence:
+        # Not the core on NumPy arrays either: the threads of NumPy's products spin for a while
+        # after each, and PyTorch's next operations would take three times as long.
+        return recurrence.fold(cell, xp, weights)
+    host_weights = dict(zip(weights, arrays, strict=True))
+    return Hosted(weights, chosen, chosen.fold(cell, np, host_weights))
+
+
+def run(
+    cell: Cell,
+    ops: Operations,
+    w: Folded | Hosted,
+    x: Array,
+    state: Sequence[Array | None],
+    ragged: Ragged | None,
+    *,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Array, Sequence[Array], list[Chunk] | Kept | None]:
+    """Run the cell over x; as `recurrence.run`."""
+    arrays = _hosts((x, *state)) if isinstance(w, Hosted) else None
+    if arrays is None:
+        if isinstance(w, Hosted):
+            w = recurrence.fold(cell, ops.xp, w.weights)
+        return recurrence.run(cell, ops, w, x, state, ragged, reverse=reverse, keep=keep)
+    host_x, *host_state = arrays
+    y, last, chunks = w.engine.run(
+        cell,
+        operations(np),
+        w.folded,
+        host_x,
+        host_state,
+        _host_ragged(ragged),
+        reverse=reverse,
+        keep=keep,
+    )
+    kept = Kept(w.engine, chunks, x, state) if keep else None
+    return torch.from_numpy(y), [torch.from_numpy(part) for part in last], kept
+
+
+def run_backward(
+    cell: Cell,
+    ops: Operations,
+    weights: Weights,
+    chunks: list[Chunk] | Kept,
+    dy: Array,
+    dstate: Sequence[Array | None],
+    ragged: Ragged | None,
+    *,
+    reverse: bool,
+) -> tuple[Weights, Array, Sequence[Array]]:
+    """Run the cell backward through time; as `recurrence.run_backward`."""
+    arrays = _hosts((dy, *dstate, *weights.values())) if isinstance(chunks, Kept) else None
+    if arrays is None:
+        if isinstance(chunks, Kept):  # watched since the forward run: the core does both
+            w, x, state = recurrence.fold(cell, ops.xp, weights), chunks.x, chunks.state
+            _, _, chunks = recurrence.run(
+                cell, ops, w, x, state, ragged, reverse=reverse, keep=True
+            )
+        return recurrence.run_backward(
+            cell, ops, weights, chunks, dy, dstate, ragged, reverse=reverse
+        )
+    count = len(dstate)
+    gradients, dx, first = chunks.engine.run_backward(
+        cell,
+        operations(np),
+        dict(zip(weights, arrays[1 + count :], strict=True)),
+        chunks.chunks,
+        arrays[0],
+        arrays[1 : 1 + count],
+        _host_ragged(ragged),
+        reverse=reverse,
+    )
+    gradients = {name: torch.from_numpy(gradient) for name, gradient in gradients.items()}
+    return gradients, torch.from_numpy(dx), [torch.from_numpy(part) for part in first]
+
+
+def _hosts(tensors: Any) -> list[Any] | None:
+    """Return the tensors as arrays, and None as None; None if one of them cannot be an array."""
+    if torch.compiler.is_compiling():
+        return None
+    arrays: list[HostArray | None] = []
+    recording = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is None:
+            arrays.append(None)
+        elif _is_plain(tensor, recording):
+            try:
+                arrays.append(tensor.detach().numpy())
+            except RuntimeError:  # within `torch.func` a tensor stands for others
+                return None
+        else:
+            return None
+    return arrays
+
+
+def _is_plain(tensor: Array, recording: bool) -> bool:
+    """Tell whether a tensor is nothing but numbers in the processor's memory."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.dtype in (torch.float32, torch.float64)
+        and tensor.is_cpu
+        and not (recording and tensor.requires_grad)
+        and unpack_dual(tensor).tangent is None
+    )
+
+
+def _host_ragged(ragged: Ragged | None) -> Ragged | None:
+    return None if ragged is None else ragged._replace(valid=ragged.valid.numpy())
