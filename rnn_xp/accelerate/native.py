@@ -167,7 +167,7 @@ class Native:
             distance,
             *_pair(dstate),
             dx,
-            *_contiguous(gradients),
+            *map(gradients.get, _WEIGHTS),
             *_pair(first),
         )
         return gradients, dx, first
@@ -235,7 +235,7 @@ def _aligned(count: int) -> Array:
     """Return so many bytes, beginning at a multiple of the cache's lines."""
     line = 64
     memory = np.empty(count + line, dtype=np.uint8)
-    skip = -memory.ctypes.data % line
+    skip = -_kernels.address(memory) % line
     return memory[skip : skip + count]
 
 

@@ -155,7 +155,8 @@ def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) ->
 
 def use_once(layer: object, cache: Any) -> None:
     """Raise unless `cache` is a fresh one of this layer; mark it as used."""
-    if getattr(cache, "layer", None) != layer:
+    made_by = getattr(cache, "layer", None)
+    if made_by is not layer and made_by != layer:
         raise ValueError(f"cache is not from the forward call of {layer}")
     if cache.used:
         raise ValueError("cache was used by a backward call before: run forward again")

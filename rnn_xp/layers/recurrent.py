@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +45,7 @@ State = Any
 """h for RNN and GRU, (h, c) for LSTM."""
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """Parameters of one layer, folded for inference; passed instead of params."""
 
     layer: Recurrent
@@ -281,13 +280,15 @@ class Recurrent:
             dx = None
             for direction in range(self.num_directions):
                 index = level * self.num_directions + direction
-                part = dy[:, :, direction * size : (direction + 1) * size]
+                part = dy
+                if self.bidirectional:
+                    part = dy[:, :, direction * size : (direction + 1) * size]
                 gradients[index], dx_part, dstates[index] = cache.engine.run_backward(
                     self.cell,
                     ops,
                     weights[index],
                     cache.runs[index],
-                    part if self.bidirectional else dy,
+                    part,
                     [None if p is None else p[index, ...] for p in parts],
                     cache.ragged,
                     reverse=direction == 1,

@@ -118,10 +118,12 @@ int most_threads(int64_t threads) {
   return (int)(threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
 }
 
-// As many threads as have work: below that, waking and meeting cost more than they save.
+// As many threads as have work: below that, waking and meeting cost more than they save, and a busy
+// machine would make a short call wait for its second thread.
 int team_size(const Call& call, int64_t threads) {
-  const int64_t step = call.B * gates_of(call.cell) * call.H * call.H;  // multiplications
-  return step < 16384 ? 1 : most_threads(threads);
+  const int64_t rows = call.B * gates_of(call.cell) * call.H;
+  const int64_t step = rows * call.H, all = call.T * rows * (call.I + call.H);  // multiplications
+  return step < 16384 || all < 1 << 20 ? 1 : most_threads(threads);
 }
 
 struct Scratch {
@@ -167,6 +169,13 @@ PyObject* kernel_names(PyObject*, PyObject*) {
     Py_XDECREF(number);
   }
   return names;
+}
+
+// (array): where its first element stands
+PyObject* address(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  const void* const at = in.input(0);
+  return in.done() ? PyLong_FromVoidPtr((void*)at) : nullptr;
 }
 
 PyObject* sizes(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -285,6 +294,7 @@ PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyMethodDef methods[] = {
     {"kernel_names", kernel_names, METH_NOARGS,
      "Return the instruction sets that this processor has, best first, and their numbers."},
+    FAST(address, "Return the address of an array's first element."),
     FAST(sizes, "Return the bytes of packed weights and of what a forward pass keeps."),
     FAST(pack, "Pack weights."),
     FAST(forward, "Run a cell over a sequence."),
