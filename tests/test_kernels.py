@@ -127,7 +127,8 @@ def test_parity(name: str, kind: str, data: st.DataObject) -> None:
         batch=data.draw(st.integers(1, 40)),
         inputs=data.draw(st.integers(1, 70)),
         hidden=data.draw(st.integers(1, 140)),
-        dtype=data.draw(st.sampled_from(("float32", "float64"))),
+        # Where relu's slope jumps, a rounding in float32 is enough to land on the other side.
+        dtype=data.draw(st.sampled_from(("float64", "float64" if "relu" in kind else "float32"))),
         **{
             option: data.draw(flag)
             for option in ("reverse", "ragged", "bias", "state", "dstate", "strided")
@@ -144,6 +145,7 @@ def test_parity(name: str, kind: str, data: st.DataObject) -> None:
 def test_more_rows_than_a_chunk(name: str, kind: str, reverse: bool) -> None:
     case = Case(kind, steps=150, batch=9, hidden=33, reverse=reverse, ragged=True)
     compare(case, native.Native(name, 2))
+    compare(Case(kind, dtype="float32", reverse=reverse), native.Native(name, 2))
     compare(Case(kind, steps=3, batch=600, hidden=20, reverse=reverse), native.Native(name, 2))
 
 
