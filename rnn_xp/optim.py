@@ -250,7 +250,7 @@ class Adam(_Optimizer):
         self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
     ) -> tuple[Array, list[Array]]:
         beta1, beta2 = self.betas
-        correction = math.sqrt(1.0 - beta2**step)  # of √v; here eps and the rate carry it
+        correction = (1.0 - beta2**step) ** 0.5  # of √v; here eps and the rate carry it
         multiply = operations(xp).multiply
         m, v = beta1 * slots[0], beta2 * slots[1]
         new = (1.0 - beta1) * grad

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from targets import TARGETS, Target, make_target
 
 from rnn_xp.accelerate import native
 from rnn_xp.backend import operations
+
+# The tests compile hundreds of small functions with JAX, and run most of them once.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+)
 
 
 @pytest.fixture(scope="session", params=list(TARGETS))

@@ -74,7 +74,6 @@ def engine(cell: Cell, like: Array) -> Engine:
     return recurrence
 
 
-
 def product(ops: Operations, a: Array, b: Array, bias: Array | None = None) -> Array:
     """Return a b + bias for two matrices of one dtype, as a new array.
 

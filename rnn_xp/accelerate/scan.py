@@ -38,7 +38,8 @@ class Kept(NamedTuple):
 
 def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded:
     """Arrange the weights for `run`."""
-    return _fold(cell, xp, weights)
+    folded: Folded = _fold(cell, xp, weights)
+    return folded
 
 
 def run(
@@ -76,7 +77,9 @@ def run_backward(
 ) -> tuple[Weights, Array, Sequence[Array]]:
     """Run the cell backward through time; as `recurrence.run_backward`."""
     valid = None if ragged is None else ragged.valid
-    return _run_backward(cell, ops, reverse, weights, chunks, dy, _full(cell, dstate, dy), valid)
+    dstate = _full(cell, dstate, dy)
+    gradients, dx, first = _run_backward(cell, ops, reverse, weights, chunks, dy, dstate, valid)
+    return gradients, dx, first
 
 
 def _full(cell: Cell, state: Sequence[Array | None], like: Array) -> tuple[Array, ...]:

@@ -66,11 +66,12 @@ def run(
     keep: bool,
 ) -> tuple[Array, Sequence[Array], list[Chunk] | Kept | None]:
     """Run the cell over x; as `recurrence.run`."""
-    arrays = _hosts((x, *state)) if isinstance(w, Hosted) else None
-    if arrays is None:
-        if isinstance(w, Hosted):
-            w = recurrence.fold(cell, ops.xp, w.weights)
+    if isinstance(w, Folded):
         return recurrence.run(cell, ops, w, x, state, ragged, reverse=reverse, keep=keep)
+    arrays = _hosts((x, *state))
+    if arrays is None:
+        folded = recurrence.fold(cell, ops.xp, w.weights)
+        return recurrence.run(cell, ops, folded, x, state, ragged, reverse=reverse, keep=keep)
     host_x, *host_state = arrays
     y, last, chunks = w.engine.run(
         cell,
@@ -98,15 +99,16 @@ def run_backward(
     reverse: bool,
 ) -> tuple[Weights, Array, Sequence[Array]]:
     """Run the cell backward through time; as `recurrence.run_backward`."""
-    arrays = _hosts((dy, *dstate, *weights.values())) if isinstance(chunks, Kept) else None
-    if arrays is None:
-        if isinstance(chunks, Kept):  # watched since the forward run: the core does both
-            w, x, state = recurrence.fold(cell, ops.xp, weights), chunks.x, chunks.state
-            _, _, chunks = recurrence.run(
-                cell, ops, w, x, state, ragged, reverse=reverse, keep=True
-            )
+    if isinstance(chunks, list):
         return recurrence.run_backward(
             cell, ops, weights, chunks, dy, dstate, ragged, reverse=reverse
+        )
+    arrays = _hosts((dy, *dstate, *weights.values()))
+    if arrays is None:  # watched since the forward run: the core does both
+        w, x, state = recurrence.fold(cell, ops.xp, weights), chunks.x, chunks.state
+        _, _, again = recurrence.run(cell, ops, w, x, state, ragged, reverse=reverse, keep=True)
+        return recurrence.run_backward(
+            cell, ops, weights, again, dy, dstate, ragged, reverse=reverse
         )
     count = len(dstate)
     gradients, dx, first = chunks.engine.run_backward(
