@@ -139,6 +139,44 @@ def test_parity(name: str, kind: str, data: st.DataObject) -> None:
     compare(case, native.Native(name, data.draw(st.integers(1, 3)), split))
 
 
+def test_lengths_that_do_not_lie_one_after_the_other() -> None:
+    layer = LSTM(3, 8)
+    params = layer.init(0)
+    x = np.random.default_rng(0).standard_normal((6, 3, 3), dtype=np.float32)
+    spread = np.array([2, 6, 5, 6, 4, 6], dtype=np.int64)[::2]
+    y, _ = layer(params, x, lengths=spread)
+    expected, _ = layer(params, x, lengths=[2, 5, 4])
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_product(name: str, dtype: str, data: st.DataObject) -> None:
+    """Any sizes and strides, with and without a bias, against NumPy's product in float64."""
+    rows, columns, inner = (data.draw(st.integers(1, most)) for most in (90, 140, 1100))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+
+    def draw(*shape: int) -> HostArray:
+        """Draw a matrix that lies in memory as it may: turned, in steps, backward."""
+        step = data.draw(st.sampled_from((1, 2)))
+        turned = len(shape) == 2 and data.draw(st.booleans())
+        wide = rng.standard_normal(tuple(step * n for n in (shape[::-1] if turned else shape)))
+        part = wide.astype(dtype)[tuple(slice(None, None, step) for _ in shape)]
+        part = part.T if turned else part
+        return part[::-1] if data.draw(st.booleans()) else part
+
+    a, b = draw(rows, inner), draw(inner, columns)
+    bias = draw(columns) if data.draw(st.booleans()) else None
+    made = native.Native(name, data.draw(st.integers(1, 3))).product(a, b, bias)
+    exact = a.astype(np.float64) @ b.astype(np.float64) + (0.0 if bias is None else bias)
+    assert made.shape == (rows, columns)
+    assert made.dtype == np.dtype(dtype)
+    tolerance = {"float32": 1e-5, "float64": 1e-13}[dtype]
+    np.testing.assert_allclose(made, exact, rtol=0, atol=tolerance * inner**0.5 * 4)
+
+
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reverse", [False, True])

@@ -112,7 +112,7 @@ class Native:
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
         y = np.empty((steps, batch, hidden), dtype=x.dtype)
         last = [np.empty((batch, hidden), dtype=x.dtype) for _ in cell.state]
-        lengths = None if ragged is None else np.asarray(ragged.lengths, dtype=np.int64)
+        lengths = None if ragged is None else np.ascontiguousarray(ragged.lengths, np.int64)
         memory = _aligned(_kernels.sizes(*shape)[1]) if keep else None
         _kernels.forward(
             *shape,
@@ -174,16 +174,15 @@ class Native:
 
     def product(self, a: Array, b: Array, bias: Array | None) -> Array:
         """Return a b + bias for matrices a (M, K) and b (K, N)."""
-        if a.itemsize not in b.strides:
-            b = np.ascontiguousarray(b)
-        size = a.itemsize
-        a_row, a_k = (step // size for step in a.strides)
-        b_k, b_n = (step // size for step in b.strides)
+        a, a_row, a_k = _steps(a)
+        b, b_k, b_n = _steps(b)
+        if 1 not in (b_k, b_n):
+            b, b_k, b_n = _steps(np.ascontiguousarray(b))
         (rows, inner), columns = a.shape, b.shape[1]
         out = np.empty((rows, columns), dtype=a.dtype)
         _kernels.product(
             self._number,
-            size,
+            a.itemsize,
             self.threads,
             rows,
             columns,
@@ -194,7 +193,7 @@ class Native:
             b,
             b_k,
             b_n,
-            bias,
+            None if bias is None else _whole(bias),
             out,
         )
         return out
@@ -218,6 +217,17 @@ def _rows(a: Array) -> tuple[Array, int]:
     if not (even and within and distance >= size * a.itemsize and distance % a.itemsize == 0):
         return np.ascontiguousarray(a), size
     return a, distance // a.itemsize
+
+
+def _steps(a: Array) -> tuple[Array, int, int]:
+    """Return a matrix, and the distances in numbers between its rows and its columns."""
+    if any(step % a.itemsize for step in a.strides):
+        a = np.ascontiguousarray(a)
+    row, column = (
+        step // a.itemsize if count > 1 else 1
+        for step, count in zip(a.strides, a.shape, strict=True)
+    )
+    return a, row, column
 
 
 def _whole(a: Array) -> Array:
