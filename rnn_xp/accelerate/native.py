@@ -42,8 +42,6 @@ BY_WORK, BY_BATCH, BY_UNITS = range(3)
 _CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 # The kernels' numbers of the cells, by the cells' types.
 _NUMBERS: dict[Any, int] = {CELLS[name]: number for number, name in enumerate(_CELLS)}
-
-
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 

@@ -143,7 +143,7 @@ struct Run {
 
   // Of the own units: da as [gate][unit vector][step and sequence][lane], its sums added to dbias.
   NOINLINE void gather_columns(const T* da, int gates, long rows, T* columns, void* dbias_ih,
-                      void* dbias_hh) const {
+                               void* dbias_hh) const {
     const Span own = share(units, team);
     const long ld = padded * gates;
     for (int g = 0; g < gates; g++)
@@ -166,8 +166,8 @@ struct Run {
   }
 
   // Rows of the gates [first, last) of dW += da^T operand, for the own units; the operand is packed.
-  NOINLINE void gradient(const T* columns, int first, int last, long rows, const T* operand, long width,
-                void* dW) const {
+  NOINLINE void gradient(const T* columns, int first, int last, long rows, const T* operand,
+                         long width, void* dW) const {
     const Span own = share(units, team);
     for (long v = 0; v < upward(width, L); v += TILE_VECTORS) {
       const int n = (int)least(TILE_VECTORS, upward(width, L) - v);
@@ -418,10 +418,6 @@ struct Recurrence : Run<T> {
     for (long done = 0; done < steps; done += chunk) {
       const long count = least(chunk, steps - done);
       const long low = a.reverse ? done : steps - done - count;
-      if (done) {  // the last step of the chunk before, now next to this chunk
-        T* edge = a.reverse ? recurrent : recurrent + count * step;
-        after = edge;
-      }
       for (long i = 0; i < count; i++) {
         const long row = a.reverse ? i : count - 1 - i, t = low + row;
         s.t = t;
@@ -444,13 +440,14 @@ struct Recurrence : Run<T> {
       sync();
       weight_gradients(b, k, low, count, da, da_hh);
       sync();
-      if (done + count < steps) {
+      if (done + count < steps) {  // its last step goes to the row beside the next chunk
         const long next = least(chunk, steps - done - count);
         T* edge = a.reverse ? recurrent : recurrent + next * step;
         const Span mine = share(B, team);
         __builtin_memmove(edge + mine.first * ld, after + mine.first * ld,
                           sizeof(T) * (mine.last - mine.first) * ld);
         sync();
+        after = edge;
       }
     }
     // The gradient with respect to the initial state.
