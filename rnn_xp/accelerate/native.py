@@ -88,7 +88,7 @@ class Native:
         weight = weights["weight_ih"]
         inputs = weight.shape[1]
         shape = self._shape(cell, 1, 1, inputs, weight.dtype)
-        packed = _aligned(_kernels.sizes(*shape)[0])
+        packed = np.empty(_kernels.sizes(*shape)[0], dtype=np.uint8)
         _kernels.pack(*shape, self.threads, *_contiguous(weights), packed)
         return packed, inputs
 
@@ -108,10 +108,10 @@ class Native:
         x, distance = _rows(x)
         (steps, batch, inputs), hidden = x.shape, cell.hidden_size
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
-        y = np.empty((steps, batch, hidden), dtype=x.dtype)
-        last = [np.empty((batch, hidden), dtype=x.dtype) for _ in cell.state]
+        y = np.empty((steps, batch, hidden), x.dtype)
+        last = [np.empty((batch, hidden), x.dtype) for _ in cell.state]
         lengths = None if ragged is None else np.ascontiguousarray(ragged.lengths, np.int64)
-        memory = _aligned(_kernels.sizes(*shape)[1]) if keep else None
+        memory = np.empty(_kernels.sizes(*shape)[1], dtype=np.uint8) if keep else None
         _kernels.forward(
             *shape,
             self.threads,
@@ -124,7 +124,8 @@ class Native:
             *_pair(state),
             y,
             hidden,
-            *_pair(last),
+            last[0],
+            last[1] if len(last) == 2 else None,
             memory,
         )
         return y, last, None if memory is None else Kept(x, distance, lengths, memory)
@@ -209,6 +210,8 @@ def _rows(a: Array) -> tuple[Array, int]:
     That is `a` itself where its rows lie so, such as one direction's half of (T, B, 2 K).
     """
     steps, batch, size = a.shape
+    if a.flags.c_contiguous:
+        return a, size
     distance = a.strides[1] if batch > 1 else a.strides[0] if steps > 1 else size * a.itemsize
     even = steps == 1 or a.strides[0] == batch * distance
     within = size == 1 or a.strides[2] == a.itemsize
@@ -237,14 +240,6 @@ def _pair(state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
     """Return h and c, contiguous; None for c where a cell has none."""
     made = [None if a is None else _whole(a) for a in state]
     return made[0], made[1] if len(made) == 2 else None
-
-
-def _aligned(count: int) -> Array:
-    """Return so many bytes, beginning at a multiple of the cache's lines."""
-    line = 64
-    memory = np.empty(count + line, dtype=np.uint8)
-    skip = -_kernels.address(memory) % line
-    return memory[skip : skip + count]
 
 
 def instruction_sets() -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from rnn_xp.layers.checks import (
     check_params,
     check_rate,
     check_same_kind,
+    fits,
     use_once,
 )
 from rnn_xp.random import Seed, dropout_mask, generator, spawn
@@ -326,10 +327,8 @@ class Recurrent:
         cache: Cache | None,
     ) -> tuple[Array, State]:
         """Run all levels and directions; fill the cache if there is one."""
-        check_is_given("x", x)
-        xp = array_namespace(params=prepared.like, x=x)
+        xp = self._check_input(x, prepared.like)
         ops = operations(xp)
-        self._check_input(x, prepared.like)
         batched = x.ndim == 3
         shape = tuple(x.shape)
         if not batched:
@@ -366,7 +365,12 @@ class Recurrent:
         y = x if batched else x[:, 0, :]
         return y, self._state_out(xp, states, batched)
 
-    def _check_input(self, x: Array, like: Array) -> None:
+    def _check_input(self, x: Array, like: Array) -> Namespace:
+        """Raise unless x can be run; return its namespace."""
+        if type(x) is np.ndarray and x.size and fits(x, (*x.shape[:2], self.input_size), like):
+            return np
+        check_is_given("x", x)
+        xp = array_namespace(params=like, x=x)
         if x.ndim not in (2, 3):
             raise ValueError(
                 f"x must have shape (T, B, {self.input_size}), or (T, {self.input_size}) without "
@@ -382,6 +386,7 @@ class Recurrent:
             raise ValueError(
                 f"x must have at least one step and one sequence, got {tuple(x.shape)}"
             )
+        return xp
 
     def _ragged(
         self,
@@ -406,7 +411,7 @@ class Recurrent:
             return [None] * len(cell.state)
         if len(cell.state) == 1:
             state = (state,)
-        elif not isinstance(state, tuple | list) or len(state) != len(cell.state):
+        elif not isinstance(state, (tuple, list)) or len(state) != len(cell.state):
             raise ValueError(
                 f"{name} must be a pair ({', '.join(cell.state)}), got {type(state).__name__}"
             )
@@ -416,19 +421,21 @@ class Recurrent:
             if part is None and name == "dstate":
                 parts.append(None)
                 continue
-            full = part_name if name == "state" else f"d{part_name} in dstate"
             expected = (runs, batch, size) if batched else (runs, size)
-            check_given(full, part, expected, like)
+            if not fits(part, expected, like):
+                full = part_name if name == "state" else f"d{part_name} in dstate"
+                check_given(full, part, expected, like)
             parts.append(part if batched else part[:, None, :])
         return parts
 
     def _state_out(self, xp: Namespace, states: Sequence[Sequence[Array]], batched: bool) -> State:
         """Stack the states of the runs to (L*D, B, size) for each part."""
-        parts = []
-        for which in range(len(self.cell.state)):
-            each = [state[which] for state in states]
-            stacked = xp.stack(each) if len(each) > 1 else each[0][None, ...]
-            parts.append(stacked if batched else stacked[:, 0, :])
+        if len(states) == 1:
+            parts = [part[None, ...] for part in states[0]]
+        else:
+            parts = [xp.stack(each) for each in zip(*states, strict=True)]
+        if not batched:
+            parts = [part[:, 0, :] for part in parts]
         return parts[0] if len(parts) == 1 else tuple(parts)
 
 

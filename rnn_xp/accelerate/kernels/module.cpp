@@ -11,6 +11,8 @@
 
 namespace {
 
+constexpr int LINE = 64;  // bytes of a cache line
+
 const Kernels* const all_kernels[] = {
 #ifdef RNN_XP_AVX512
     &avx512_kernels,
@@ -72,6 +74,12 @@ class Arguments {
   void* output(int64_t bytes) { return array(bytes, true); }
   void* output_or_none(int64_t bytes) { return array(bytes, true, true); }
 
+  // The kernels' own memory: bytes from the first whole cache line on.
+  void* memory(int64_t bytes, bool writable, bool optional = false) {
+    const uintptr_t at = (uintptr_t)array(bytes + LINE, writable, optional);
+    return (void*)((at + LINE - 1) / LINE * LINE);
+  }
+
   bool done() {
     if (!failed_ && at_ != count_) {
       PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", at_, count_);
@@ -128,7 +136,7 @@ int team_size(const Call& call, int64_t threads) {
 
 struct Scratch {
   explicit Scratch(int64_t bytes) {
-    if (bytes && posix_memalign(&memory, 64, (size_t)bytes)) memory = nullptr;
+    if (bytes && posix_memalign(&memory, LINE, (size_t)bytes)) memory = nullptr;
     failed = bytes && !memory;
   }
   ~Scratch() { free(memory); }
@@ -171,20 +179,13 @@ PyObject* kernel_names(PyObject*, PyObject*) {
   return names;
 }
 
-// (array): where its first element stands
-PyObject* address(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Arguments in(args, count);
-  const void* const at = in.input(0);
-  return in.done() ? PyLong_FromVoidPtr((void*)at) : nullptr;
-}
-
 PyObject* sizes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
   Call call{};
   const Kernels* kernels = begin(in, call);
   if (!kernels || !in.done()) return nullptr;
-  return Py_BuildValue("LL", (long long)kernels->packed_bytes(call),
-                       (long long)kernels->kept_bytes(call));
+  return Py_BuildValue("LL", (long long)kernels->packed_bytes(call) + LINE,
+                       (long long)kernels->kept_bytes(call) + LINE);
 }
 
 PyObject* pack(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -198,7 +199,7 @@ PyObject* pack(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.weight_hh = in.input(rows * call.H);
   call.bias_ih = in.input_or_none(rows);
   call.bias_hh = in.input_or_none(rows);
-  call.packed = in.output(kernels->packed_bytes(call));
+  call.packed = in.memory(kernels->packed_bytes(call), true);
   if (!in.done()) return nullptr;
   return run(kernels->pack, call, 0, team_size(call, threads));
 }
@@ -213,7 +214,7 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t threads = in.integer();
   call.split = (int)in.integer();
   call.reverse = in.integer() != 0;
-  call.packed = in.input(kernels->packed_bytes(call));
+  call.packed = in.memory(kernels->packed_bytes(call), false);
   call.x = in.input(call.T * call.B * call.I * item);
   call.ldx = in.integer();
   call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
@@ -223,7 +224,7 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.ldy = in.integer();
   call.h_last = in.output(state);
   call.c_last = has_c ? in.output(state) : in.output_or_none(0);
-  call.kept = in.output_or_none(kernels->kept_bytes(call));
+  call.kept = in.memory(kernels->kept_bytes(call), true, true);
   if (!in.done()) return nullptr;
   return run(kernels->forward, call, kernels->scratch_bytes(call, false),
              team_size(call, threads));
@@ -245,7 +246,7 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.x = in.input(call.T * call.B * call.I * item);
   call.ldx = in.integer();
   call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
-  call.kept = in.output(kernels->kept_bytes(call));
+  call.kept = in.memory(kernels->kept_bytes(call), true);
   call.dy = in.input(call.T * state);
   call.lddy = in.integer();
   call.dh_last = in.input_or_none(state);
@@ -294,7 +295,6 @@ PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyMethodDef methods[] = {
     {"kernel_names", kernel_names, METH_NOARGS,
      "Return the instruction sets that this processor has, best first, and their numbers."},
-    FAST(address, "Return the address of an array's first element."),
     FAST(sizes, "Return the bytes of packed weights and of what a forward pass keeps."),
     FAST(pack, "Pack weights."),
     FAST(forward, "Run a cell over a sequence."),
