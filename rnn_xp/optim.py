@@ -1,4 +1,4 @@
-"""Optimizers, clipping and schedules: pure functions of parameters, gradients and state.
+"""Optimizers, clipping, schedules and averaging: pure functions of parameters, gradients and state.
 
 An optimizer's state is a dict: `step`, the number of updates so far, and dicts of arrays under
 the parameters' names. A learning rate is a number, or a schedule: a function from the step,
@@ -171,9 +171,7 @@ class _Optimizer:
         ValueError
             If `grads` and `params` differ in their names or shapes.
         """
-        if grads.keys() != params.keys():
-            differ = ", ".join(sorted(grads.keys() ^ params.keys()))
-            raise ValueError(f"grads and params must have the same names, but differ in {differ}")
+        _same_names("grads", grads, params)
         for name, value in params.items():
             if grads[name].shape != value.shape:
                 raise ValueError(
@@ -310,6 +308,49 @@ class RMSprop(_Optimizer):
     ) -> tuple[Array, list[Array]]:
         v = self.alpha * slots[0] + (1.0 - self.alpha) * (grad * grad)
         return param - rate * (grad / (xp.sqrt(v) + self.eps)), [v]
+
+
+# --------------------------------------------------------------------------------------------
+# Averaging
+
+
+@dataclass(frozen=True)
+class Average:
+    """A running mean of the parameters over the updates (Polyak & Juditsky, 1992).
+
+    mean = d mean + (1 - d) p, with d = min(decay, (1 + t) / (10 + t)) at update t, 0 for the first:
+    over about a ninth of the updates at first, so that drawn parameters are soon forgotten, and
+    over the last 1 / (1 - decay) of them later.
+    """
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _below_one("decay", self.decay)
+
+    def init(self, params: Mapping[str, Array]) -> State:
+        """Return the state before the first update: `step`, 0, and `mean`, the parameters."""
+        return {"step": 0, "mean": dict(params)}
+
+    def update(self, state: State, params: Mapping[str, Array]) -> State:
+        """Return the state with the parameters after one more update; changes no argument.
+
+        Raises
+        ------
+        ValueError
+            If `params` has other names than before.
+        """
+        _same_names("the mean", state["mean"], params)
+        step = state["step"]
+        new = 1.0 - min(self.decay, (1.0 + step) / (10.0 + step))
+        mean = {name: old + new * (params[name] - old) for name, old in state["mean"].items()}
+        return {"step": step + 1, "mean": mean}
+
+
+def _same_names(name: str, given: Mapping[str, Array], params: Mapping[str, Array]) -> None:
+    if given.keys() != params.keys():
+        differ = ", ".join(sorted(given.keys() ^ params.keys()))
+        raise ValueError(f"{name} and params must have the same names, but differ in {differ}")
 
 
 def _at_least(name: str, value: float, least: float) -> None:

@@ -44,6 +44,8 @@ class Settings:
     """The largest global norm of the gradient."""
     weight_decay: float = 0.0
     """Above 0: AdamW with this decay instead of Adam."""
+    average: float = 0.0
+    """Above 0: a running mean of the parameters with this decay is what is evaluated and kept."""
     patience: int = 5
     """Stop after so many evaluations without a better validation loss."""
     eval_every: int | None = None
@@ -66,6 +68,14 @@ class Progress:
     """Evaluations since the best one."""
     train_loss: float
     """Running mean over about the last hundred steps."""
+    average: dict[str, Any] | None
+    """The state of the parameters' running mean, if there is one."""
+
+    @property
+    def shown(self) -> Params:
+        """The parameters that are evaluated."""
+        shown: Params = self.params if self.average is None else self.average["mean"]
+        return shown
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,7 @@ class Trainer:
             if settings.weight_decay
             else optim.Adam(self._rate)
         )
+        self._average = optim.Average(settings.average) if settings.average else None
 
     def start(self) -> Progress:
         """Return the beginning: drawn parameters."""
@@ -149,7 +160,8 @@ class Trainer:
             seed, backend=self.backend.name, device=self.backend.device_name, dtype=self.dtype
         )
         optimizer = self._optimizer.init(params)
-        return Progress(0, params, optimizer, None, math.inf, 0, params, 0, 0.0)
+        average = None if self._average is None else self._average.init(params)
+        return Progress(0, params, optimizer, None, math.inf, 0, params, 0, 0.0, average)
 
     def run(
         self,
@@ -202,6 +214,8 @@ class Trainer:
         progress.params, progress.optimizer = self._optimizer.update(
             gradients, progress.optimizer, progress.params
         )
+        if self._average is not None and progress.average is not None:
+            progress.average = self._average.update(progress.average, progress.params)
         progress.state = state
         loss = float(mean)
         progress.train_loss += max(0.01, 1.0 / (step + 1)) * (loss - progress.train_loss)
@@ -210,12 +224,12 @@ class Trainer:
 
     def _evaluate(self, progress: Progress, norm: float, speed: float) -> Report:
         loss = evaluate(
-            self.model, progress.params, self.backend, self._validation, context=self._context
+            self.model, progress.shown, self.backend, self._validation, context=self._context
         )
         best = loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_step = loss, progress.step
-            progress.best_params, progress.waited = progress.params, 0
+            progress.best_params, progress.waited = progress.shown, 0
         else:
             progress.waited += 1
         rate = self._rate(progress.step - 1)
@@ -299,12 +313,13 @@ def flatten(progress: Progress, settings: Settings) -> tuple[dict[str, Any], dic
         "best_step": progress.best_step,
         "waited": progress.waited,
         "train_loss": progress.train_loss,
-        "optimizer": {k: v for k, v in progress.optimizer.items() if not isinstance(v, dict)},
     }
     arrays = {f"params.{name}": value for name, value in progress.params.items()}
-    for group, entries in progress.optimizer.items():
-        if isinstance(entries, dict):
-            arrays |= {f"optimizer.{group}.{name}": value for name, value in entries.items()}
+    for kind, kept in (("optimizer", progress.optimizer), ("average", progress.average or {})):
+        values[kind] = {k: v for k, v in kept.items() if not isinstance(v, dict)}
+        for group, entries in kept.items():
+            if isinstance(entries, dict):
+                arrays |= {f"{kind}.{group}.{name}": value for name, value in entries.items()}
     for name, value in (progress.state or {}).items():
         parts = value if isinstance(value, tuple) else (value,)
         arrays |= {f"state.{k}.{name}": part for k, part in enumerate(parts)}
@@ -324,13 +339,16 @@ def restore(values: dict[str, Any], arrays: dict[str, Array], best_params: Param
         for name, value in arrays.items()
         if name.startswith("params.")
     }
-    optimizer: dict[str, Any] = dict(values["optimizer"])
+    kept: dict[str, dict[str, Any]] = {
+        "optimizer": dict(values["optimizer"]),
+        "average": dict(values.get("average", {})),  # older files have none
+    }
     parts: dict[str, dict[int, Array]] = {}
     for full, value in arrays.items():
         kind, _, rest = full.partition(".")
         group, _, name = rest.partition(".")
-        if kind == "optimizer":
-            optimizer.setdefault(group, {})[name] = value
+        if kind in kept:
+            kept[kind].setdefault(group, {})[name] = value
         elif kind == "state":
             parts.setdefault(name, {})[int(group)] = value
     state: State = {
@@ -341,11 +359,12 @@ def restore(values: dict[str, Any], arrays: dict[str, Array], best_params: Param
     return Progress(
         values["step"],
         ordered,
-        optimizer,
+        kept["optimizer"],
         state or None,
         values["best_loss"],
         values["best_step"],
         best_params,
         values["waited"],
         values["train_loss"],
+        kept["average"] or None,
     )

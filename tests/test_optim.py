@@ -92,6 +92,44 @@ def test_a_schedule_is_asked_for_each_step() -> None:
     assert asked == [0, 1]
 
 
+def test_average(target: Target) -> None:
+    average = optim.Average(0.6)
+    state = average.init(target.tree(numbers(0)))
+    expected = numbers(0)
+    first = state["mean"]
+    for step in range(15):  # after 11 updates (1 + t) / (10 + t) is above 0.6
+        decay = min(0.6, (1 + step) / (10 + step))
+        for name, value in numbers(step + 1).items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+        state = average.update(state, target.tree(numbers(step + 1)))
+    assert state["step"] == 15
+    for name, value in expected.items():
+        found = target.check(state["mean"][name], value.shape, "float64")
+        np.testing.assert_allclose(found, value, rtol=1e-13)
+        assert np.array_equal(target.to_numpy(first[name]), numbers(0)[name])
+
+
+def test_average_of_pytorch() -> None:
+    """PyTorch has no warm-up, and takes the first update's parameters whole."""
+    need("torch")
+    import torch
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    module = torch.nn.Linear(3, 4, dtype=torch.float64)
+    peer = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.05))
+    average = optim.Average(0.05)  # so small that there is no warm-up
+    state = average.init({})
+    for step in range(6):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        params = {name: p.detach().numpy().copy() for name, p in module.named_parameters()}
+        peer.update_parameters(module)
+        state = average.update(state, params) if step else average.init(params)
+    for name, tensor in peer.module.named_parameters():
+        np.testing.assert_allclose(state["mean"][name], tensor.detach().numpy(), rtol=1e-13)
+
+
 @pytest.mark.parametrize("max_norm", [0.1, 3.0, 1e6])
 def test_clipping(target: Target, max_norm: float) -> None:
     grads = numbers(3)
@@ -160,6 +198,11 @@ def test_schedules() -> None:
         (lambda: optim.Adam(betas=(0.9, 1.0)), r"betas\[1\] must lie in"),
         (lambda: optim.Adam(eps=-1.0), "eps must be"),
         (lambda: optim.AdamW(weight_decay=-1.0), "weight_decay must be"),
+        (lambda: optim.Average(1.0), "decay must lie in 0 <= decay < 1, got 1.0"),
+        (
+            lambda: optim.Average().update(optim.Average().init({"a": 1}), {"b": 1}),
+            "the mean and params must have the same names, but differ in a, b",
+        ),
         (lambda: optim.RMSprop(alpha=2.0), "alpha must lie in"),
         (lambda: optim.warmup_cosine(1.0, 0), "steps must be a number >= 1, got 0"),
         (lambda: optim.warmup_cosine(1.0, 5, 5), r"warmup must lie in 0\.\.4"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,19 +97,60 @@ def test_early_stop() -> None:
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("after", [1, 7, 20])
-def test_training_goes_on_from_flattened_progress_bit_for_bit(cell: str, after: int) -> None:
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_training_goes_on_from_flattened_progress_bit_for_bit(
+    cell: str, after: int, average: float
+) -> None:
     model = small_model(cell=cell, num_layers=2, dropout=0.3)
-    trainer = Trainer(model, NUMPY, "float32", CODES[:1000], CODES[1000:1100], SMALL)
+    settings = replace(SMALL, average=average)
+    trainer = Trainer(model, NUMPY, "float32", CODES[:1000], CODES[1000:1100], settings)
     whole = trainer.start()
     trainer.run(whole)
     part = trainer.start()
     assert trainer.run(part, stop=lambda: part.step == after) == "stopped"
-    values, arrays = flatten(part, SMALL)
+    values, arrays = flatten(part, settings)
     resumed = restore(values, {k: v.copy() for k, v in arrays.items()}, part.best_params)
     assert trainer.run(resumed) == "finished"
     assert resumed.best_loss == whole.best_loss
     for name, value in whole.params.items():
         assert np.array_equal(resumed.params[name], value)
+        assert np.array_equal(resumed.best_params[name], whole.best_params[name])
+
+
+def test_the_mean_of_the_parameters_is_evaluated_and_kept() -> None:
+    settings = replace(SMALL, average=0.8)
+    model = small_model()
+    train, validation = CODES[:1000], CODES[1000:1100]
+    trainer = Trainer(model, NUMPY, "float64", train, validation, settings)
+    progress = trainer.start()
+    mean, step = dict(progress.params), 0
+    reports = list[Report]()
+
+    def on_step(now: Progress) -> None:
+        nonlocal mean, step
+        decay = min(0.8, (1 + step) / (10 + step))
+        mean = {k: decay * old + (1 - decay) * now.params[k] for k, old in mean.items()}
+        step += 1
+
+    trainer.run(progress, on_step=on_step, on_report=lambda report, _: reports.append(report))
+    assert reports[-1].best
+    for name, value in mean.items():
+        np.testing.assert_allclose(progress.best_params[name], value, rtol=1e-12, atol=1e-14)
+    loss = evaluate(model, mean, NUMPY, validation, context=train)
+    assert reports[-1].validation_loss == pytest.approx(loss, rel=1e-12)
+    plain = Trainer(model, NUMPY, "float64", train, validation, SMALL)
+    other = plain.start()
+    plain.run(other)
+    for name, value in other.params.items():  # the mean does not act on the training
+        assert np.array_equal(progress.params[name], value)
+
+
+def test_progress_of_a_version_without_the_mean() -> None:
+    trainer = Trainer(small_model(), NUMPY, "float32", CODES[:1000], CODES[1000:1100], SMALL)
+    progress = trainer.start()
+    values, arrays = flatten(progress, SMALL)
+    del values["average"]
+    assert restore(values, arrays, progress.best_params).average is None
 
 
 def test_not_enough_text() -> None:

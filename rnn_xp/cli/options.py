@@ -70,14 +70,22 @@ def count(least: int) -> Any:
     return integer
 
 
-def number(least: float, most: float = float("inf"), *, open_below: bool = False) -> Any:
-    """Return a type of option: numbers from `least` to `most`."""
+def number(
+    least: float,
+    most: float = float("inf"),
+    *,
+    open_below: bool = False,
+    open_above: bool = False,
+) -> Any:
+    """Return a type of option: numbers from `least` to `most`; an open end is not among them."""
 
     def number(text: str) -> float:
         value = float(text)
-        if not least <= value <= most or (open_below and value == least) or value == float("inf"):
+        outside = (open_below and value == least) or (open_above and value == most)
+        if not least <= value <= most or outside or value == float("inf"):
             bounds = f"{'>' if open_below else '>='} {least:g}"
-            bounds += f" and <= {most:g}" if most != float("inf") else ""
+            if most != float("inf"):
+                bounds += f" and {'<' if open_above else '<='} {most:g}"
             raise argparse.ArgumentTypeError(f"expected a number {bounds}, got {text}")
         return value
 

@@ -114,6 +114,12 @@ def add_train_text(kinds: Any) -> None:
         help="above 0: AdamW with this decay",
     )
     training.add_argument(
+        "--average",
+        type=number(0.0, 1.0, open_above=True),
+        default=default.average,
+        help="above 0, 0.998 say: evaluate and keep a running mean of the weights with this decay",
+    )
+    training.add_argument(
         "--validation",
         type=number(0.0, 0.5, open_below=True),
         default=0.1,
@@ -177,7 +183,7 @@ def _train_text(options: argparse.Namespace) -> int:
         values |= {"split": split, "dtype": dtype, "text": _digest(text)}
         values |= {"validation_loss": progress.best_loss, "finished": finished}
         # Before the first evaluation the best parameters are not yet known.
-        params = progress.best_params if progress.best_step else progress.params
+        params = progress.best_params if progress.best_step else progress.shown
         tensors = {} if finished else tensors
         save(
             out,
