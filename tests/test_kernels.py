@@ -332,9 +332,28 @@ def test_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fresh_choice")
-def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_kernels", None)
-    assert native.choose() == "not built: there was no C++ compiler when rnn_xp was installed"
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            ModuleNotFoundError("No module named 'rnn_xp.accelerate._kernels'"),
+            "not built: there was no C++ compiler when rnn_xp was installed",
+        ),
+        (
+            ImportError("version `GLIBC_2.99' not found"),
+            "cannot be loaded: version `GLIBC_2.99' not found",
+        ),
+    ],
+)
+def test_no_kernels(error: ImportError, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    kernels, missing = native._load()
+    monkeypatch.setattr(native, "_kernels", kernels)
+    monkeypatch.setattr(native, "_missing", missing)
+    assert native.choose() == reason
 
 
 @pytest.mark.usefixtures("fresh_choice")

@@ -26,15 +26,17 @@ from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Ragged
 
 
-def _load() -> Any:
-    """Return the compiled module; None if no compiler was there at the installation."""
+def _load() -> tuple[Any, str]:
+    """Return the compiled module, or None and why there is none."""
     try:
-        return importlib.import_module("rnn_xp.accelerate._kernels")
-    except ImportError:
-        return None
+        return importlib.import_module("rnn_xp.accelerate._kernels"), ""
+    except ModuleNotFoundError:
+        return None, "not built: there was no C++ compiler when rnn_xp was installed"
+    except ImportError as error:  # built on another system
+        return None, f"cannot be loaded: {error}"
 
 
-_kernels = _load()
+_kernels, _missing = _load()
 
 BY_WORK, BY_BATCH, BY_UNITS = range(3)
 """What the threads share out: as the kernels see fit, the sequences, or the hidden units."""
@@ -266,7 +268,7 @@ def choose() -> Native | str:
             f"got {wanted!r}"
         )
     if not sets:
-        return "not built: there was no C++ compiler when rnn_xp was installed"
+        return _missing
     return Native(wanted if wanted in sets else sets[0], _threads())
 
 
