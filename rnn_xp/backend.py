@@ -409,6 +409,14 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     return np.asarray(array)
 
 
+def to_floats(arrays: Sequence[Array]) -> list[float]:
+    """Return the values of arrays without axes: one copy from the device, not one for each."""
+    if not arrays or isinstance(arrays[0], np.ndarray | np.generic | float):
+        return [float(array) for array in arrays]
+    xp = array_namespace(array=arrays[0])
+    return [float(value) for value in to_numpy(xp.stack(list(arrays)))]
+
+
 def like_of(array: np.ndarray[Any, Any], like: Array) -> Array:
     """Move a host array to the library, device and dtype of `like`."""
     if isinstance(like, np.ndarray):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp import optim
-from rnn_xp.backend import Array
+from rnn_xp.backend import Array, to_floats
 from rnn_xp.random import Seed, generator, spawn
 
 Params = dict[str, Array]
@@ -116,7 +116,7 @@ def fit(
     best, best_epoch, best_loss = params, 0, math.inf
     for epoch in range(1, settings.epochs + 1):
         order = generator(spawn(settings.seed, _ORDER, epoch)).permutation(count)
-        start, losses = perf_counter(), []
+        start, losses = perf_counter(), list[Array]()
         for k in range(batches):
             if stop():
                 return _fitted(best, "stopped", best_epoch, best_loss)
@@ -125,7 +125,9 @@ def fit(
             loss, found = gradients(params, indices, seed)
             found, norm = optim.clip_by_global_norm(found, settings.clip)
             params, state = optimizer.update(found, state, params)
-            losses.append(float(loss) * len(indices))
+            losses.append(loss)
+        # A GPU is not waited for before this line.
+        total_loss = _total(losses, count, settings.batch_size)
         speed = count / (perf_counter() - start)
         held_out = None if validate is None else validate(params)
         better = held_out is None or held_out < best_loss
@@ -136,7 +138,7 @@ def fit(
             Epoch(
                 epoch,
                 settings.epochs,
-                sum(losses) / count,
+                total_loss / count,
                 held_out,
                 better,
                 rate(epoch * batches - 1),
@@ -147,6 +149,12 @@ def fit(
         if settings.patience is not None and epoch - best_epoch >= settings.patience:
             return _fitted(best, "early stop", best_epoch, best_loss)
     return _fitted(best, "finished", best_epoch, best_loss)
+
+
+def _total(losses: list[Array], count: int, batch_size: int) -> float:
+    """Return the sum over all examples, from the mean of each batch."""
+    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+    return sum(mean * size for mean, size in zip(to_floats(losses), sizes, strict=True))
 
 
 def _fitted(params: Params, outcome: str, epoch: int, loss: float) -> Fitted:

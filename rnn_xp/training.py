@@ -3,20 +3,23 @@
 The text is cut into B streams that run side by side. Each step reads the next T characters of
 every stream, goes backward through these T steps, and hands the state on to the next step; at the
 start of a pass the state is zero.
+
+A GPU is never waited for within a pass: the text is moved to it once, and losses and norms stay
+there until somebody looks at them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from rnn_xp import losses, optim
-from rnn_xp.backend import Array, Backend, array_namespace, device_of
+from rnn_xp.backend import Array, Backend, array_namespace, device_of, to_floats
 from rnn_xp.models import Chain, Params, State
 from rnn_xp.random import spawn
 from rnn_xp.text import Codes, TextError
@@ -66,10 +69,21 @@ class Progress:
     best_params: Params
     waited: int
     """Evaluations since the best one."""
-    train_loss: float
-    """Running mean over about the last hundred steps."""
+    mean_loss: float
+    """What `train_loss` was when it was last looked at."""
     average: dict[str, Any] | None
     """The state of the parameters' running mean, if there is one."""
+    unread: list[Array] = field(default_factory=list)
+    """The losses of the steps since then, where the backend keeps them."""
+
+    @property
+    def train_loss(self) -> float:
+        """Running mean over about the last hundred steps; waits for the device."""
+        first = self.step - len(self.unread)
+        for step, loss in enumerate(to_floats(self.unread), first):
+            self.mean_loss += max(0.01, 1.0 / (step + 1)) * (loss - self.mean_loss)
+        self.unread = []
+        return self.mean_loss
 
     @property
     def shown(self) -> Params:
@@ -137,8 +151,10 @@ class Trainer:
         self.dtype = dtype
         self.settings = settings
         length = (len(train) - 1) // batch
-        self._inputs = np.ascontiguousarray(train[: batch * length].reshape(batch, length).T)
-        self._targets = np.ascontiguousarray(train[1 : batch * length + 1].reshape(batch, length).T)
+        # (length + 1, B): each stream, and the character after it.
+        windows = np.lib.stride_tricks.sliding_window_view(train, length + 1)
+        streams = windows[: batch * length : length].T
+        self._streams = backend.asarray(np.ascontiguousarray(streams))
         self._context, self._validation = train, validation
         self.steps_a_pass = math.ceil(length / time_steps)
         self.steps = max(1, round(settings.passes * self.steps_a_pass))
@@ -192,19 +208,21 @@ class Trainer:
             on_step(progress)
             if progress.step % every and progress.step != self.last_step:
                 continue
+            train_loss = progress.train_loss  # waits for the device, before the clock is read
             speed = counted / (perf_counter() - since)
-            on_report(self._evaluate(progress, norm, speed), progress)
+            on_report(self._evaluate(progress, train_loss, float(norm), speed), progress)
             since, counted = perf_counter(), 0
             if progress.waited >= settings.patience:
                 return "early stop"
         return "finished"
 
-    def _step(self, progress: Progress) -> float:
+    def _step(self, progress: Progress) -> Array:
+        """Bring progress one step forward; return the gradient's norm."""
         settings, step = self.settings, progress.step
         within = step % self.steps_a_pass
-        rows = slice(within * settings.time_steps, (within + 1) * settings.time_steps)
-        x = self.backend.asarray(self._inputs[rows])
-        targets = self.backend.asarray(self._targets[rows])
+        first = within * settings.time_steps
+        rows = self._streams[first : first + settings.time_steps + 1, ...]
+        x, targets = rows[:-1, ...], rows[1:, ...]
         state = progress.state if within else None
         seed = spawn(settings.seed, _DROPOUT, step)
         logits, state, cache = self.model.forward(progress.params, x, state, dropout_seed=seed)
@@ -217,12 +235,11 @@ class Trainer:
         if self._average is not None and progress.average is not None:
             progress.average = self._average.update(progress.average, progress.params)
         progress.state = state
-        loss = float(mean)
-        progress.train_loss += max(0.01, 1.0 / (step + 1)) * (loss - progress.train_loss)
+        progress.unread.append(mean)
         progress.step = step + 1
-        return float(norm)
+        return norm
 
-    def _evaluate(self, progress: Progress, norm: float, speed: float) -> Report:
+    def _evaluate(self, progress: Progress, train_loss: float, norm: float, speed: float) -> Report:
         loss = evaluate(
             self.model, progress.shown, self.backend, self._validation, context=self._context
         )
@@ -233,9 +250,7 @@ class Trainer:
         else:
             progress.waited += 1
         rate = self._rate(progress.step - 1)
-        return Report(
-            progress.step, self.last_step, progress.train_loss, loss, best, rate, norm, speed
-        )
+        return Report(progress.step, self.last_step, train_loss, loss, best, rate, norm, speed)
 
 
 def evaluate(
@@ -270,7 +285,7 @@ def evaluate(
     # Part k predicts the characters after the positions starts[k] to ends[k] - 1.
     starts = first - 1 + length * np.arange(streams)
     ends = np.minimum(starts + length, len(text) - 1)
-    total, state = 0.0, None
+    found, counts, state = list[Array](), list[int](), None
     begin = -int(starts[0])  # where the first part has the first character of all
     offsets = sorted({begin, *range(-warm, 0, time_steps), *range(0, length, time_steps)})
     for offset, stop in zip(offsets, [*offsets[1:], length], strict=True):
@@ -283,7 +298,11 @@ def evaluate(
         if counted.any():
             targets = backend.asarray(text[np.clip(at + 1, 0, len(text) - 1)])
             loss, _ = losses.softmax_cross_entropy(logits, targets, mask=backend.asarray(counted))
-            total += float(loss) * int(counted.sum())
+            found.append(loss)
+            counts.append(int(counted.sum()))
+    total = 0.0
+    for value, counted in zip(to_floats(found), counts, strict=True):
+        total += value * counted
     return total / count
 
 

@@ -71,6 +71,10 @@ def engine(cell: Cell, like: Array) -> Engine:
         from rnn_xp.accelerate import tensors
 
         return tensors
+    if name.endswith("cupy"):
+        from rnn_xp.accelerate.cuda import engine as cuda
+
+        return cuda.choose()
     return recurrence
 
 

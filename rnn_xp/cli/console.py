@@ -9,8 +9,9 @@ import io
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 from typing import IO, Any
 
@@ -99,6 +100,7 @@ class Bar:
 
     def __init__(self, total: int, start: int = 0, unit: str = "step") -> None:
         self._bar: Any = None
+        self._due = 0.0
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -111,11 +113,12 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, loss: float | None = None) -> None:
-        """Show one more step."""
+    def update(self, loss: Callable[[], float] | None = None) -> None:
+        """Show one more step; the loss, which a GPU may have to be waited for, twice a second."""
         if self._bar is not None:
-            if loss is not None:
-                self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if loss is not None and perf_counter() >= self._due:
+                self._bar.set_postfix(loss=f"{loss():.3f}", refresh=False)
+                self._due = perf_counter() + 0.5
             self._bar.update(1)
 
     def line(self, text: str) -> None:

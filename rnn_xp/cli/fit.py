@@ -95,7 +95,7 @@ def run_fit(
     ):
 
         def on_epoch(epoch: Epoch) -> None:
-            bar.update(epoch.train_loss)
+            bar.update(lambda: epoch.train_loss)
             if epoch.epoch % every == 0 or epoch.epoch == epoch.epochs:
                 bar.line(_line(epoch))
             if log is not None:

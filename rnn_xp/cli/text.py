@@ -222,7 +222,7 @@ def _train_text(options: argparse.Namespace) -> int:
 
         outcome = trainer.run(
             progress,
-            on_step=lambda now: bar.update(now.train_loss),
+            on_step=lambda now: bar.update(lambda: now.train_loss),
             on_report=on_report,
             stop=lambda: bool(asked),
         )

@@ -1,0 +1,105 @@
+"""CuPy: the engine that chooses, for each run, by the cell, its sizes and its dtype.
+
+    fused   a product and a kernel a step, where there is a kernel: `fused`
+    core    what is left, peepholes and projections among it: `recurrence`
+
+CuPy computes on its current device; a run enters that of its arrays first.
+
+`RNN_XP_ACCELERATE=0` in the environment leaves everything to the core.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from rnn_xp import recurrence
+from rnn_xp.accelerate import Engine
+from rnn_xp.accelerate.cuda.fused import Fused, compiled
+from rnn_xp.backend import Array, Namespace, Operations, device_of
+from rnn_xp.cells.base import Cell, Weights
+from rnn_xp.recurrence import Ragged
+
+
+class Arranged(NamedTuple):
+    """Weights, and how each engine that ran with them arranged them."""
+
+    weights: Weights
+    folded: dict[Engine, Any]
+
+
+class Kept(NamedTuple):
+    """What a forward run keeps."""
+
+    engine: Engine
+    chunks: Any
+
+
+class Cuda:
+    """The engine: see `Engine`.
+
+    Parameters
+    ----------
+    fused : Fused
+    """
+
+    def __init__(self, fused: Fused) -> None:
+        self._fused = fused
+
+    def choose(self, cell: Cell, dtype: Any) -> Engine:
+        """Return the engine for a run."""
+        return self._fused if self._fused.takes(cell, dtype) else recurrence
+
+    def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> Arranged:
+        """Keep the weights: how they are arranged depends on the run."""
+        return Arranged(weights, {})
+
+    def run(
+        self,
+        cell: Cell,
+        ops: Operations,
+        w: Arranged,
+        x: Array,
+        state: Sequence[Array | None],
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+        keep: bool,
+    ) -> tuple[Array, Sequence[Array], Kept | None]:
+        """Run the cell over x; see `recurrence.run`."""
+        engine = self.choose(cell, x.dtype)
+        with device_of(x):
+            if engine not in w.folded:
+                w.folded[engine] = engine.fold(cell, ops.xp, w.weights)
+            y, last, chunks = engine.run(
+                cell, ops, w.folded[engine], x, state, ragged, reverse=reverse, keep=keep
+            )
+        return y, last, Kept(engine, chunks) if keep else None
+
+    def run_backward(
+        self,
+        cell: Cell,
+        ops: Operations,
+        weights: Weights,
+        chunks: Kept,
+        dy: Array,
+        dstate: Sequence[Array | None],
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+    ) -> tuple[Weights, Array, Sequence[Array]]:
+        """Run the cell backward through time; see `recurrence.run_backward`."""
+        with device_of(dy):
+            return chunks.engine.run_backward(
+                cell, ops, weights, chunks.chunks, dy, dstate, ragged, reverse=reverse
+            )
+
+
+@cache
+def choose() -> Engine:
+    """Return the engine for CuPy arrays."""
+    if os.environ.get("RNN_XP_ACCELERATE") == "0":
+        return recurrence
+    return Cuda(Fused(compiled))

@@ -1,0 +1,297 @@
+"""CuPy: a step is one product and one kernel, forward and backward.
+
+The core's step takes a dozen launches of several microseconds each; here the gates of a step, its
+state, its output and what is kept of it are one kernel (`fused.cu`), made from the formulas of
+`kernels/gates.h`. The GRU that resets before its product has two products, so two of each.
+
+Everything lies in rows: a state is (B, H), the gates of all steps (T * B, G * H), as the products
+x Wᵀ and h Wᵀ give them. Nothing is folded: the kernels add both biases themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnn_xp.backend import Array, Namespace, Operations
+from rnn_xp.cells import CELLS
+from rnn_xp.cells.base import Cell, Weights
+from rnn_xp.recurrence import Ragged, zero_where_invalid
+
+Kernel = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], Any]
+"""As `cupy.RawKernel`: (grid, block, arguments)."""
+Kernels = Callable[[str], Kernel]
+"""From a kernel's name to the kernel."""
+
+
+class Kind(NamedTuple):
+    """How a cell runs here."""
+
+    forward: tuple[str, ...]
+    """The kernel after each product of a step."""
+    backward: tuple[str, ...]
+    """The kernel before each product of a step."""
+    blocks_hh: int = 0
+    """Gates of da of the product with h, where it is not that of the product with x."""
+    carries: bool = False
+    """Whether a part of dh passes by the products."""
+
+
+# By the cells' types.
+_KINDS: dict[Any, Kind] = {
+    CELLS["rnn_tanh"]: Kind(("tanh_forward",), ("tanh_backward",)),
+    CELLS["rnn_relu"]: Kind(("relu_forward",), ("relu_backward",)),
+    CELLS["lstm"]: Kind(("lstm_forward",), ("lstm_backward",)),
+    CELLS["gru"]: Kind(("gru_forward",), ("gru_backward",), 3, True),
+    CELLS["gru_reset_before"]: Kind(
+        ("reset_forward", "candidate_forward"), ("candidate_backward", "reset_backward"), 2, True
+    ),
+}
+
+
+class Kept(NamedTuple):
+    """What a forward run keeps for the backward run."""
+
+    x: Array
+    """(T * B, I)"""
+    gates: Array
+    """(T * B, G * H)"""
+    h: Array
+    """(T + 1, B, H); row k stands between the steps k - 1 and k."""
+    c: Array | None
+    """As h, of the LSTM alone."""
+    extra: Array | None
+    """(T, B, H): q of the GRU, u of the one that resets before."""
+
+
+class Made(NamedTuple):
+    """The gradients of the pre-activations, (T * B, gates * H) each."""
+
+    ih: Array
+    """Of the product with x; they take the place of the gates."""
+    hh: Array
+    """Of the product with h."""
+    u: Array | None
+    """Of the product with u = r ∘ h."""
+
+
+class Fused:
+    """The engine: see `Engine`.
+
+    Parameters
+    ----------
+    kernels : function
+        From the bits of a number (16, 32, 64) to the kernels, by name.
+    """
+
+    def __init__(self, kernels: Callable[[int], Kernels]) -> None:
+        self._kernels = kernels
+
+    def takes(self, cell: Cell, dtype: Any) -> bool:
+        """Tell whether there are kernels for this cell and dtype."""
+        return type(cell) in _KINDS and dtype.char in "efd"
+
+    def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> Weights:
+        """Return the weights, each row contiguous."""
+        return {name: xp.ascontiguousarray(a) for name, a in weights.items()}
+
+    def run(
+        self,
+        cell: Cell,
+        ops: Operations,
+        w: Weights,
+        x: Array,
+        state: Sequence[Array | None],
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+        keep: bool,
+    ) -> tuple[Array, Sequence[Array], Kept | None]:
+        """Run the cell over x; see `recurrence.run`."""
+        steps, batch, inputs = x.shape
+        hidden = cell.hidden_size
+        if ragged is not None:
+            x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
+        x = ops.xp.reshape(x, (steps * batch, inputs))
+        rows, first = (steps + 1, steps if reverse else 0) if keep else (1, 0)
+        parts = [_states(ops, part, (rows, batch, hidden), first, x) for part in state]
+        extra = ops.buffer((steps if keep else 1, batch, hidden), x) if cell.extras else None
+        kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), *_pair(parts), extra)
+        y = ops.buffer((steps, batch, hidden), x)
+        after = self._forward(cell, ops, w, kept, y, ragged, reverse=reverse, keep=keep)
+        last = [part[after, ...] for part in parts]
+        if not keep:
+            return y, last, None
+        return y, [ops.copy(part, out=ops.buffer((batch, hidden), x)) for part in last], kept
+
+    def _forward(
+        self,
+        cell: Cell,
+        ops: Operations,
+        w: Weights,
+        kept: Kept,
+        y: Array,
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+        keep: bool,
+    ) -> int:
+        """Run all steps; return the row of the last state."""
+        steps, batch, hidden = y.shape
+        kernels = self._named(_KINDS[type(cell)].forward, y)
+        stages = [
+            (kernel, ops.unstack(rows), weight.T, ops.buffer((batch, weight.shape[0]), y))
+            for kernel, rows, weight in zip(
+                kernels, (kept.h, kept.extra)[: len(kernels)], _blocks(cell, w), strict=True
+            )
+        ]
+        given = (_valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
+        made = (*kept[1:], y)
+        grid, block = _threads(batch, hidden)
+        after = steps if reverse and keep else 0
+        for k in reversed(range(steps)) if reverse else range(steps):
+            before, slot = after, k if keep else 0
+            after = (k if reverse else k + 1) if keep else 0
+            for (kernel, rows, weight, total), row in zip(stages, (before, slot), strict=False):
+                ops.xp.dot(rows[row], weight, out=total)
+                kernel(grid, block, (hidden, k, before, after, slot, *given, total, *made))
+        return after
+
+    def run_backward(
+        self,
+        cell: Cell,
+        ops: Operations,
+        weights: Weights,
+        chunks: Kept,
+        dy: Array,
+        dstate: Sequence[Array | None],
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+    ) -> tuple[Weights, Array, Sequence[Array]]:
+        """Run the cell backward through time; see `recurrence.run_backward`."""
+        xp, (steps, batch, hidden) = ops.xp, dy.shape
+        w, kind = self.fold(cell, xp, weights), _KINDS[type(cell)]
+        first = [_states(ops, part, (1, batch, hidden), 0, dy)[0, ...] for part in dstate]
+        carry = None
+        if kind.carries or ragged is not None:
+            carry = xp.zeros((batch, hidden), dtype=dy.dtype)
+        made = Made(chunks.gates, chunks.gates, None)
+        if kind.blocks_hh:
+            made = made._replace(hh=ops.buffer((steps * batch, kind.blocks_hh * hidden), dy))
+        if len(kind.backward) == 2:
+            made = made._replace(u=ops.buffer((steps * batch, hidden), dy))
+        dy = xp.ascontiguousarray(dy)
+        self._backward(cell, ops, w, chunks, dy, (*_pair(first), carry), made, ragged, reverse)
+        if carry is not None:
+            first[0] = ops.add(first[0], carry, out=first[0])
+        gradients = _gradients(ops, w, chunks, made, reverse)
+        dx = xp.reshape(xp.dot(made.ih, w["weight_ih"]), (steps, batch, chunks.x.shape[1]))
+        return gradients, dx, first
+
+    def _backward(
+        self,
+        cell: Cell,
+        ops: Operations,
+        w: Weights,
+        kept: Kept,
+        dy: Array,
+        dstate: tuple[Array, Array | None, Array | None],
+        made: Made,
+        ragged: Ragged | None,
+        reverse: bool,
+    ) -> None:
+        """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
+        steps, batch, hidden = dy.shape
+        kernels = self._named(_KINDS[type(cell)].backward, dy)
+        # Of two products, the step's second one is the first here.
+        operands = (made.hh, made.u)[: len(kernels)][::-1]
+        stages = [
+            (kernel, ops.unstack(ops.xp.reshape(rows, (steps, batch, -1))), weight)
+            for kernel, rows, weight in zip(kernels, operands, _blocks(cell, w)[::-1], strict=True)
+        ]
+        arguments = (_valid(ragged), dy, *kept[1:], *dstate, made.hh, made.u)
+        grid, block = _threads(batch, hidden)
+        for k in range(steps) if reverse else reversed(range(steps)):
+            before, after = (k + 1, k) if reverse else (k, k + 1)
+            for kernel, rows, weight in stages:
+                kernel(grid, block, (hidden, k, before, after, *arguments))
+                ops.xp.dot(rows[k], weight, out=dstate[0])
+
+    def _named(self, names: Sequence[str], like: Array) -> list[Kernel]:
+        kernels = self._kernels(8 * like.dtype.itemsize)
+        return [kernels(name) for name in names]
+
+
+def _states(
+    ops: Operations, part: Array | None, shape: tuple[int, ...], first: int, like: Array
+) -> Array:
+    """Return rows for a part of a state; the row `first` is `part`, or zeros."""
+    rows = ops.buffer(shape, like)
+    rows[first, ...] = 0 if part is None else part
+    return rows
+
+
+def _pair(parts: Sequence[Array]) -> tuple[Array, Array | None]:
+    return parts[0], parts[1] if len(parts) == 2 else None
+
+
+def _blocks(cell: Cell, w: Weights) -> list[Array]:
+    """Return the weights of each product of a step, in the order of the step."""
+    weight, split = w["weight_hh"], 2 * cell.hidden_size
+    if len(_KINDS[type(cell)].forward) == 1:
+        return [weight]
+    return [weight[:split, :], weight[split:, :]]
+
+
+def _valid(ragged: Ragged | None) -> Array | None:
+    return None if ragged is None else ragged.valid
+
+
+def _threads(batch: int, hidden: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the grid and the block: one thread for each hidden unit of each sequence."""
+    threads = min(256, -(-hidden // 32) * 32)
+    return (batch, -(-hidden // threads)), (threads,)
+
+
+def _gradients(ops: Operations, w: Weights, kept: Kept, made: Made, reverse: bool) -> Weights:
+    """Return the gradients of all weights, summed over time and batch."""
+    xp, h = ops.xp, kept.h
+    before = xp.reshape(h[1:, ...] if reverse else h[:-1, ...], (-1, h.shape[2]))
+    gradients = {
+        "weight_ih": xp.dot(made.ih.T, kept.x),
+        "weight_hh": xp.dot(made.hh.T, before),
+    }
+    if made.u is not None:
+        through_u = xp.dot(made.u.T, xp.reshape(kept.extra, (-1, h.shape[2])))
+        gradients["weight_hh"] = xp.concat((gradients["weight_hh"], through_u), axis=0)
+    if "bias_ih" in w:
+        gradients["bias_ih"] = xp.sum(made.ih, axis=0)
+        # With u both biases stand in the same sum.
+        gradients["bias_hh"] = xp.sum(made.ih if made.u is not None else made.hh, axis=0)
+    return {name: gradients[name] for name in w}
+
+
+def source() -> str:
+    """Return the kernels' source, complete in itself."""
+    folder = Path(__file__).parent
+    gates = (folder.parent / "kernels" / "gates.h").read_text(encoding="utf-8")
+    text = (folder / "fused.cu").read_text(encoding="utf-8")
+    return text.replace('#include "gates.h"', gates.replace("#pragma once", ""))
+
+
+def options(bits: int) -> tuple[str, ...]:
+    """Return how the source is compiled for numbers of so many bits."""
+    return "--std=c++17", f"-DBITS={bits}"
+
+
+@cache
+def compiled(bits: int) -> Kernels:
+    """Return the kernels for numbers of so many bits; they are compiled at their first use."""
+    import cupy
+
+    module = cupy.RawModule(code=source(), options=options(bits))
+    named: Kernels = cache(module.get_function)
+    return named

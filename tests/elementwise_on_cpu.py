@@ -1,0 +1,116 @@
+"""CUDA kernels whose threads do not meet, compiled for the processor: the same source, in a loop.
+
+There are no barriers in such a kernel, so that one thread after the other may run. What this does
+not show: alignment, the rounding of the device's tanh, and speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import standin
+
+BEFORE = """
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+#include <utility>
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define asm(...)
+struct Place { unsigned x, y; };
+static Place blockIdx, threadIdx, blockDim, gridDim;
+static float from_half(unsigned short a) { _Float16 h; memcpy(&h, &a, 2); return (float)h; }
+static unsigned short to_half(float a) {
+  _Float16 h = (_Float16)a; unsigned short b; memcpy(&b, &h, 2); return b;
+}
+"""
+AFTER = """
+template <class A> struct Code { static constexpr char value = 'q'; };
+template <class A> struct Code<A*> { static constexpr char value = 'P'; };
+template <> struct Code<const bool*> { static constexpr char value = '?'; };
+template <class... A, size_t... K>
+static void launch(void (*kernel)(A...), void** args, std::index_sequence<K...>) {
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++)
+    for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
+      for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++)
+        kernel(*(A*)args[K]...);
+}
+template <class... A>
+static void launch(void (*kernel)(A...), unsigned x, unsigned y, unsigned threads, void** args) {
+  gridDim = {x, y};
+  blockDim = {threads, 1};
+  launch(kernel, args, std::index_sequence_for<A...>());
+}
+template <class... A> static const char* codes(void (*)(A...)) {
+  static const char made[] = {Code<A>::value..., 0};
+  return made;
+}
+"""
+EACH = """
+extern "C" void {0}_launch(unsigned x, unsigned y, unsigned threads, void** args) {{
+  launch({0}, x, y, threads, args);
+}}
+extern "C" const char* {0}_codes() {{ return codes({0}); }}
+"""
+
+
+class Kernel:
+    """As `cupy.RawKernel`, on the stand-in's arrays."""
+
+    def __init__(self, library: Any, name: str, dtype: str) -> None:
+        self.name, self._dtype = name, dtype
+        self._launch = getattr(library, f"{name}_launch")
+        codes = getattr(library, f"{name}_codes")
+        codes.restype = ctypes.c_char_p
+        self._codes = codes().decode()
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Any) -> None:
+        assert len(args) == len(self._codes), (self.name, len(args), self._codes)
+        assert (len(grid), len(block)) == (2, 1)
+        assert block[0] <= 1024
+        standin.xp.launched(self.name, *args)
+        values = [self._value(a, code) for a, code in zip(args, self._codes, strict=True)]
+        cells = [ctypes.c_int64(value) for value in values]
+        pointers = (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells))
+        self._launch(*grid, *block, pointers)
+
+    def _value(self, value: Any, code: str) -> int:
+        if code == "q":
+            assert type(value) is int, (self.name, value)
+            return value
+        if value is None:
+            return 0
+        assert isinstance(value, standin.Array), (self.name, type(value))
+        assert value.dtype == ("bool" if code == "?" else self._dtype), (self.name, value.dtype)
+        assert value.flags.c_contiguous, self.name
+        return int(value._host.ctypes.data)
+
+
+def kernels(source: str, folder: Path) -> Callable[[int], Callable[[str], Kernel]]:
+    """Return the kernels of a source, from the bits of its numbers and a name."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    names = re.findall(r"__global__ void (\w+)\(", source)
+
+    @cache
+    def compiled(bits: int) -> Callable[[str], Kernel]:
+        path = folder / f"kernels{bits}.cpp"
+        path.write_text(BEFORE + source + AFTER + "".join(map(EACH.format, names)))
+        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", f"-DBITS={bits}"]
+        subprocess.run(["g++", *flags, path, "-o", path.with_suffix(".so")], check=True)
+        library = ctypes.CDLL(str(path.with_suffix(".so")))
+        dtype = np.dtype(f"float{bits}").name
+        return cache(lambda name: Kernel(library, name, dtype))
+
+    return compiled

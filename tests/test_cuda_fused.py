@@ -1,0 +1,223 @@
+"""CuPy's kernels between products, on the processor from the same source, against the core."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import elementwise_on_cpu
+import numpy as np
+import pytest
+import standin
+from targets import need_module
+
+from rnn_xp import recurrence
+from rnn_xp.accelerate.cuda import fused
+from rnn_xp.accelerate.cuda.engine import Cuda, choose
+from rnn_xp.backend import InPlace, operations
+from rnn_xp.cells import CELLS, make_cell
+from rnn_xp.recurrence import Ragged
+
+RUN_HERE = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
+HOST = operations(np)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def xp() -> Any:
+    standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
+    return standin.xp
+
+
+class Case:
+    """A run, and its arrays on the host."""
+
+    def __init__(
+        self, name: str, steps: int, batch: int, hidden: int, *, bias: bool = True, seed: int = 0
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.cell, inputs = make_cell(name, hidden), 4
+        self.weights = {
+            key: rng.uniform(-0.7, 0.7, shape)
+            for key, shape in self.cell.shapes(inputs, bias).items()
+        }
+        self.x = rng.standard_normal((steps, batch, inputs))
+        self.state: list[Any] = [rng.standard_normal((batch, hidden)) for _ in self.cell.state]
+        self.dy = rng.standard_normal((steps, batch, 2 * hidden))[:, :, hidden:]  # a view
+        self.dstate: list[Any] = [rng.standard_normal((batch, hidden)) for _ in self.cell.state]
+        self.lengths = rng.integers(1, steps + 1, batch)
+
+    def run(self, engine: Any, ops: Any, put: Any, *, ragged: bool, reverse: bool) -> list[Any]:
+        """Return y, the state, and all gradients."""
+        weights = {key: put(a) for key, a in self.weights.items()}
+        x, dy = self.x.copy(), self.dy.copy()
+        if ragged:  # what stands past a sequence's end must not matter
+            past = np.arange(len(x))[:, None] >= self.lengths[None, :]
+            x[past], dy[past] = np.nan, np.nan
+        kept = Ragged.of(self.lengths, len(x), self.x) if ragged else None
+        if kept is not None:
+            kept = kept._replace(valid=put(kept.valid))
+        w = engine.fold(self.cell, ops.xp, weights)
+        state, dstate = (
+            [None if a is None else put(a) for a in part] for part in (self.state, self.dstate)
+        )
+        y, last, chunks = engine.run(
+            self.cell, ops, w, put(x), state, kept, reverse=reverse, keep=True
+        )
+        again, *_ = engine.run(self.cell, ops, w, put(x), state, kept, reverse=reverse, keep=False)
+        gradients, dx, first = engine.run_backward(
+            self.cell, ops, weights, chunks, put(dy), dstate, kept, reverse=reverse
+        )
+        assert gradients.keys() == weights.keys()
+        return [y, again, *last, *(gradients[key] for key in weights), dx, *first]
+
+
+def on_standin(dtype: str) -> Any:
+    return lambda a: standin.Array(a.copy() if a.dtype == bool else a.astype(dtype))
+
+
+def largest_error(found: list[Any], expected: list[Any]) -> float:
+    """Return the largest error, relative to the largest value; NaN where there is one."""
+    errors = [
+        np.abs(a._host - b).max() / max(1.0, np.abs(b).max())
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return float(np.max(errors))
+
+
+@pytest.mark.parametrize("name", RUN_HERE)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 3, 7), (1, 1, 2), (3, 17, 37), (2, 2, 300)])
+def test_values_and_all_gradients_are_the_core_s(
+    name: str, reverse: bool, ragged: bool, sizes: tuple[int, ...], kernels: Any, xp: Any
+) -> None:
+    case, options = Case(name, *sizes), {"ragged": ragged, "reverse": reverse}
+    expected = case.run(recurrence, HOST, np.copy, **options)
+    engine = Cuda(fused.Fused(kernels))
+    for dtype, limit in (("float64", 1e-12), ("float32", 2e-5), ("float16", 2e-2)):
+        found = case.run(engine, InPlace(xp, 0), on_standin(dtype), **options)
+        assert {a.dtype.name for a in found} == {dtype}
+        assert largest_error(found, expected) < limit, dtype
+    assert not xp.reads
+
+
+@pytest.mark.parametrize("name", RUN_HERE)
+@pytest.mark.parametrize("bias", [False, True])
+def test_zeros_for_none_and_no_bias(name: str, bias: bool, kernels: Any, xp: Any) -> None:
+    case, options = Case(name, 4, 2, 5, bias=bias), {"ragged": False, "reverse": False}
+    found = []
+    for none in (False, True):
+        zeros = [None if none else np.zeros_like(a) for a in case.state]
+        case.state = case.dstate = zeros
+        found.append(
+            case.run(Cuda(fused.Fused(kernels)), InPlace(xp, 0), on_standin("float64"), **options)
+        )
+    expected = case.run(recurrence, HOST, lambda a: a, **options)
+    assert largest_error(found[0], expected) < 1e-12
+    assert largest_error(found[1], expected) < 1e-12
+
+
+def launches(name: str, steps: int, part: str, kernels: Any, ragged: bool) -> Counter[str]:
+    """Return what a forward or a backward run launches."""
+    case, ops, put = Case(name, steps, 3, 8), InPlace(standin.xp, 0), on_standin("float32")
+    engine: Any = fused.Fused(kernels)
+    cell = case.cell
+    weights = {key: put(a) for key, a in case.weights.items()}
+    lengths = np.minimum(np.asarray([2, 3, 1]), steps)
+    kept = Ragged(lengths, put(np.arange(steps)[:, None] < lengths), 0) if ragged else None
+    w, x, none = engine.fold(cell, ops.xp, weights), put(case.x), [None] * len(case.state)
+    standin.xp.launches.clear()
+    _, _, chunks = engine.run(cell, ops, w, x, none, kept, reverse=False, keep=part == "backward")
+    if part == "backward":
+        dy = put(case.dy)
+        standin.xp.launches.clear()
+        engine.run_backward(cell, ops, weights, chunks, dy, none, kept, reverse=False)
+    return Counter(standin.xp.launches)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_a_step_is_one_product_and_one_kernel(
+    name: str, part: str, ragged: bool, kernels: Any, xp: Any
+) -> None:
+    short, long = (launches(name, steps, part, kernels, ragged) for steps in (5, 25))
+    more = {key: count - short[key] for key, count in long.items() if count != short[key]}
+    short_name = name.removeprefix("rnn_")
+    expected = {"dot": 20, f"{short_name}_{part}": 20}
+    if name == "gru_reset_before":  # it has two products a step
+        expected = {"dot": 40, f"reset_{part}": 20, f"candidate_{part}": 20}
+    assert more == expected
+    outside = sum(short.values()) - sum(expected.values()) // 4
+    assert outside <= (8 if part == "forward" else 15)
+
+
+# In the kernels' source: what stands there, and a mistake instead.
+FAULTS = {
+    "gates swapped": (
+        "ADDED(0), ADDED(1), ADDED(2), ADDED(3)",
+        "ADDED(1), ADDED(0), ADDED(2), ADDED(3)",
+    ),
+    "one bias forgotten": (" +      \\\n   bias(bias_hh, gate * hidden + unit))", ")"),
+    "the state not held": ("  state[after] = state[before];", ""),
+    "a part of dh forgotten": ("  if (carry) whole += load(carry + at);", ""),
+    "dy of a step that does not count": ("  if (counts) whole += load(dy", "  whole += load(dy"),
+    "the state of another step": (
+        "load(c + before * size + at), load(c + after",
+        "load(c + after * size + at), load(c + after",
+    ),
+    "another sequence's gates": (
+        "(t * size + row * hidden) * G",
+        "(t * size + (row ? row - 1 : 0) * hidden) * G",
+    ),
+    "the last unit left out": ("if (unit >= hidden) return;", "if (unit >= hidden - 1) return;"),
+    "dc not handed on": ("  store(dc + at, d.c);", ""),
+    "q of another step": ("load(kept + t * size + at)", "load(kept + at)"),
+    "du not added": ("load(carry + at) + d.h", "d.h"),
+    "gradients past the end": ("if (!counts) zeros(g_hh, 3, hidden);", ""),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault: str, xp: Any, tmp_path: Path) -> None:
+    right, wrong = FAULTS[fault]
+    text = fused.source()
+    assert right in text
+    made = elementwise_on_cpu.kernels(text.replace(right, wrong), tmp_path)
+    worst = 0.0
+    for name in RUN_HERE:
+        case = Case(name, 5, 3, 7)
+        expected = case.run(recurrence, HOST, np.copy, ragged=True, reverse=True)
+        found = case.run(
+            fused.Fused(made), InPlace(xp, 0), on_standin("float64"), ragged=True, reverse=True
+        )
+        worst = np.maximum(worst, largest_error(found, expected))  # NaN stays
+    assert not worst < 1e-3
+
+
+def test_what_has_no_kernel_is_left_to_the_core(xp: Any, kernels: Any) -> None:
+    engine, dtype = Cuda(fused.Fused(kernels)), np.dtype("float32")
+    for name in CELLS:
+        chosen = engine.choose(make_cell(name, 5), dtype)
+        assert (chosen is recurrence) == (name not in RUN_HERE)
+    assert engine.choose(make_cell("lstm", 5, 2), dtype) is recurrence
+    assert engine.choose(make_cell("lstm", 5), np.dtype("complex64")) is recurrence
+    case, options = Case("lstm_peephole", 3, 2, 5), {"ragged": True, "reverse": False}
+    found = case.run(engine, InPlace(xp, 0), on_standin("float64"), **options)
+    expected = case.run(recurrence, HOST, np.copy, **options)
+    assert largest_error(found, expected) < 1e-12
+
+
+def test_the_core_by_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
+    choose.cache_clear()
+    assert choose() is recurrence
+    monkeypatch.delenv("RNN_XP_ACCELERATE")
+    choose.cache_clear()
+    assert isinstance(choose(), Cuda)

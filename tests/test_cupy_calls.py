@@ -1,0 +1,196 @@
+"""What CuPy is asked for, held against the installed CuPy without a GPU: see standin.py.
+
+Every call of training a model, operators and methods included; no copy to the host that is not
+asked for; everything on the device of the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import elementwise_on_cpu
+import numpy as np
+import pytest
+import standin
+from targets import need_module
+
+from rnn_xp import GRU, LSTM, RNN, character_model, losses, optim
+from rnn_xp.accelerate.cuda import engine, fused
+from rnn_xp.backend import Backend, select
+from rnn_xp.models import Chain, token_chain
+from rnn_xp.training import Report, Settings, Trainer
+
+NUMPY = select("numpy")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(params=["kernels", "core"])
+def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kernels: Any) -> Any:
+    """The stand-in, with the kernels and with the core alone."""
+    standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
+    if request.param == "core":
+        monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
+    monkeypatch.setattr(engine, "compiled", kernels)
+    engine.choose.cache_clear()
+    yield standin.xp
+    engine.choose.cache_clear()
+
+
+def backend(index: int = 0) -> Backend:
+    return Backend("cupy", standin.xp, standin.Device(index), f"cuda:{index}")
+
+
+def moved(params: dict[str, Any], to: Backend, dtype: str) -> dict[str, Any]:
+    return {name: to.asarray(value, dtype) for name, value in params.items()}
+
+
+LAYERS: dict[str, RNN | LSTM | GRU] = {
+    "rnn": RNN(6, 8, 2, dropout=0.3),
+    "relu": RNN(6, 8, nonlinearity="relu", bias=False),
+    "lstm": LSTM(6, 8, 2, bidirectional=True, dropout=0.3),
+    "projected": LSTM(6, 8, proj_size=3),
+    "peephole": LSTM(6, 8, peephole=True),
+    "gru": GRU(6, 8, 2, dropout=0.3),
+    "reset before": GRU(6, 8, bidirectional=True, reset_after=False),
+}
+OPTIMIZERS = {  # float16 knows no 1e-8
+    "adamw": optim.AdamW(eps=1e-3),
+    "sgd": optim.SGD(0.1, 0.9),
+    "rmsprop": optim.RMSprop(eps=1e-3),
+}
+
+
+def step(model: Chain, params: Any, to: Backend, optimizer: Any, *, ragged: bool) -> list[Any]:
+    """Train one step; return the loss, the norm and the parameters."""
+    rng = np.random.default_rng(0)
+    x, targets = (rng.integers(0, 11, (5, 3)) for _ in range(2))
+    lengths = np.asarray([5, 2, 4]) if ragged else None
+    mask = None if lengths is None else np.arange(5)[:, None] < lengths
+    y, state, cache = model.forward(params, to.asarray(x), lengths=lengths, dropout_seed=1)
+    y, state, cache = model.forward(params, to.asarray(x), state, lengths=lengths, dropout_seed=1)
+    loss, dy = losses.softmax_cross_entropy(
+        y, to.asarray(targets), mask=None if mask is None else to.asarray(mask)
+    )
+    gradients, _, _ = model.backward(params, cache, dy, state)
+    gradients, norm = optim.clip_by_global_norm(gradients, 1.0)
+    params, _ = optimizer.update(gradients, optimizer.init(params), params)
+    return [loss, norm, *params.values()]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_training_step(layer: str, ragged: bool, optimizer: str, xp: Any) -> None:
+    model, rule = token_chain(11, LAYERS[layer], 11), OPTIMIZERS[optimizer]
+    params = model.init(3, dtype="float64")
+    expected = step(model, params, NUMPY, rule, ragged=ragged)
+    xp.reads.clear()
+    for dtype, limit in (("float64", 1e-11), ("float32", 1e-4), ("float16", 3e-2)):
+        to = backend()
+        found = step(model, moved(params, to, dtype), to, rule, ragged=ragged)
+        assert xp.reads == []
+        for a, b in zip(found, expected, strict=True):
+            assert isinstance(a, standin.Array)
+            assert a.dtype == dtype
+            np.testing.assert_allclose(a._host, b, rtol=limit, atol=limit)
+
+
+def trained(to: Backend, reports: list[Report], reads: Callable[[], int]) -> tuple[Any, list[int]]:
+    """Train a small text model; return the progress, and the reads after each step."""
+    model = character_model(11, embedding_size=4, hidden_size=6, num_layers=2, dropout=0.2)
+    codes = np.random.default_rng(1).integers(0, 11, 700)
+    settings = Settings(passes=2, batch_size=4, time_steps=8, average=0.9)
+    trainer = Trainer(model, to, "float64", codes[:600], codes[600:], settings)
+    progress, after = trainer.start(), list[int]()
+    trainer.run(
+        progress,
+        on_step=lambda _: after.append(reads()),
+        on_report=lambda report, _: reports.append(report),
+    )
+    return progress, after
+
+
+def test_training_reads_nothing_within_a_pass(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = dict[str, Any]()
+    monkeypatch.setattr(Chain, "init", lambda self, *_, **__: drawn)  # CuPy is not to be found here
+    model = character_model(11, embedding_size=4, hidden_size=6, num_layers=2, dropout=0.2)
+    drawn = init(model)
+    expected = list[Report]()
+    host, _ = trained(NUMPY, expected, lambda: 0)
+    to, found = backend(), list[Report]()
+    drawn = moved(drawn, to, "float64")
+    progress, reads = trained(to, found, lambda: len(xp.reads))
+    steps = len(reads) // 2
+    assert reads[:steps] == [reads[0]] * steps  # the first evaluation comes after them
+    assert reads[steps:] == [reads[steps]] * steps
+    assert reads[0] == 0
+    for a, b in zip(found, expected, strict=True):
+        assert a.train_loss == pytest.approx(b.train_loss, rel=1e-9)
+        assert a.validation_loss == pytest.approx(b.validation_loss, rel=1e-9)
+        assert a.gradient_norm == pytest.approx(b.gradient_norm, rel=1e-9)
+    for name, value in host.best_params.items():
+        np.testing.assert_allclose(progress.best_params[name]._host, value, rtol=1e-8, atol=1e-10)
+
+
+def init(model: Chain) -> dict[str, Any]:
+    """Draw parameters without the method that a test stands in for."""
+    return {
+        name: np.random.default_rng(k).uniform(-0.4, 0.4, shape)
+        for k, (name, shape) in enumerate(model.shapes.items())
+    }
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_everything_is_on_the_device_of_the_arrays(layer: str, xp: Any) -> None:
+    """Another device than the current one: what is created without its device is refused."""
+    model = token_chain(11, LAYERS[layer], 11)
+    params = model.init(3, dtype="float64")
+    to = backend(1)
+    with to.device:  # as a user would
+        found = step(model, moved(params, to, "float64"), to, optim.Adam(), ragged=True)
+    assert {a.device for a in found} == {to.device}
+    assert xp.current == 0
+
+
+PLANTED: dict[str, Callable[[Any, Any], Any]] = {
+    "a keyword": lambda xp, a: xp.sum(a, axis=0, where=True),
+    "a function": lambda xp, a: xp.busday_count(a, a),
+    "a method": lambda xp, a: a.newbyteorder(),
+    "an argument too many": lambda xp, a: xp.reshape(a, (2, 2), "C", True, 1),
+    "a method's keyword": lambda xp, a: a.sum(where=True),
+    "a NumPy operand": lambda xp, a: a + np.ones(4),
+    "a NumPy argument": lambda xp, a: xp.add(a, np.ones(4)),
+    "another device": lambda xp, a: a + standin.Array(np.ones(4), 1),
+    "a name for a device": lambda xp, a: xp.zeros(3, device="cuda:0"),
+    "a NumPy array of it": lambda xp, a: np.asarray(a),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_what_cupy_would_refuse_is_refused(fault: str) -> None:
+    standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
+    with pytest.raises((AssertionError, TypeError, ValueError)):
+        PLANTED[fault](standin.xp, standin.Array(np.ones(4)))
+
+
+READS: dict[str, Callable[[Any], Any]] = {
+    "float": lambda a: float(a[0]),
+    "int": lambda a: int(a[0]),
+    "bool": lambda a: bool(a[0] > 0),
+    "item": lambda a: a[0].item(),
+    "get": lambda a: a.get(),
+    "tolist": lambda a: a.tolist(),
+    "a boolean index": lambda a: a[a > 0],
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_copy_to_the_host_is_seen(read: str) -> None:
+    standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
+    READS[read](standin.Array(np.ones(4)))
+    assert standin.xp.reads == [read]
