@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -33,12 +33,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rnn_xp
-from rnn_xp import recurrence
 from rnn_xp.backend import BackendError, select
 from rnn_xp.bench.cases import CELLS, GRID, Case, Data, data_of, layer_of
+from rnn_xp.doctor.engines import on_core
 from rnn_xp.files import replace_file
-from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
-from rnn_xp.layers.recurrent import Prepared
 
 LONG = (
     *((1024, batch, 512, 512) for batch in (1, 4, 16, 64, 256)),
@@ -97,27 +95,6 @@ def numbers(case: Case) -> Data:
 
 
 # This library
-
-
-class _Core(Recurrent):
-    """A layer that the core runs, whatever engine there is for its arrays."""
-
-    def _fold(self, xp: Any, params: dict[str, Any]) -> Prepared:
-        like = next(iter(params.values()))
-        runs = tuple(recurrence.fold(self.cell, xp, w) for w in self._weights(params))
-        return Prepared(self, like, recurrence, runs)
-
-
-_CORES: dict[type[Recurrent], Any] = {
-    kind: type(f"Core{kind.__name__}", (_Core, kind), {}) for kind in (RNN, LSTM, GRU)
-}
-
-
-def on_core(layer: Recurrent) -> Recurrent:
-    """Return the same layer, run by the core."""
-    given = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    made: Recurrent = _CORES[type(layer)](**given)
-    return made
 
 
 def ours(case: Case, data: Data, *, core: bool, backend: str = "cupy") -> Contestant:

@@ -73,17 +73,6 @@ def test_contestants_agree(task: str, cell: str, more: dict[str, Any], gpu: Any)
         assert each["bytes"] == 1_500_000
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_core_runs_as_the_core(cell: str, gpu: Any) -> None:
-    from rnn_xp import recurrence
-    from rnn_xp.bench.cases import layer_of
-
-    layer = gpu.on_core(layer_of(case(cell=cell, layers=2, bidirectional=True)))
-    params = layer.init(0)
-    assert layer.prepare(params).engine is recurrence
-    assert (layer.num_layers, layer.bidirectional) == (2, True)
-
-
 def test_float16_numbers_are_float32s_rounded(gpu: Any) -> None:
     half, single = (gpu.numbers(case(dtype=dtype)) for dtype in ("float16", "float32"))
     assert half.x.dtype == np.float16

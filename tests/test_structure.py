@@ -19,7 +19,7 @@ LIBRARIES = {"cupy", "cupyx", "torch", "jax", "jaxlib", "array_api_strict"}
 # import each other.
 ORDER = (
     {"cli"},
-    {"plotting", "sklearn", "bench"},
+    {"plotting", "sklearn", "bench", "doctor"},
     {"tasks"},
     {"training", "fitting", "sampling", "decoding", "onnx", "interop"},
     {"checkpoint"},
@@ -51,8 +51,9 @@ def imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_the_backend_names_an_array_library(path: Path) -> None:
-    if path.name == "backend.py" or {"accelerate", "interop", "bench"} & set(path.parts):
-        return  # interop and bench import a tool inside the function that needs it
+    special = {"accelerate", "interop", "bench", "doctor"}
+    if path.name == "backend.py" or special & set(path.parts):
+        return  # the last three import a tool inside the function that needs it
     assert not {name.partition(".")[0] for name in imports(path)} & LIBRARIES
     assert not any(
         isinstance(node, ast.Constant) and node.value in LIBRARIES
@@ -85,7 +86,7 @@ def test_what_import_pulls_in() -> None:
     assert "numpy.random" not in run.stdout.split()
 
 
-@pytest.mark.parametrize("package", ["interop", "bench"])
+@pytest.mark.parametrize("package", ["interop", "bench", "doctor"])
 def test_tools_are_imported_inside_functions(package: str) -> None:
     names = [name_of(path)[:-3].replace("/", ".") for path in (PACKAGE / package).rglob("*.py")]
     modules = ", ".join(f"rnn_xp.{name.removesuffix('.__init__')}" for name in names)

@@ -1,6 +1,7 @@
 """The command line: each command is a thin call into the library.
 
-Exit codes: 0 done, 2 bad input (one line on the error stream), 130 interrupted.
+Exit codes: 0 done, 1 a check of `doctor` failed, 2 bad input (one line on the error stream), 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import sys
 from collections.abc import Sequence
 
 from rnn_xp import __version__
-from rnn_xp.accelerate import native
-from rnn_xp.backend import BackendError, available
+from rnn_xp.backend import BackendError
+from rnn_xp.cli.backends import add_backends
 from rnn_xp.cli.bench import add_bench
 from rnn_xp.cli.caption import add_train_caption
 from rnn_xp.cli.classify import add_train_classify
 from rnn_xp.cli.console import INTERRUPTED
 from rnn_xp.cli.demo import add_demo
+from rnn_xp.cli.doctor import add_doctor
 from rnn_xp.cli.inspect import add_inspect
-from rnn_xp.cli.options import Help, Parser, add_command
+from rnn_xp.cli.options import Help, Parser
 from rnn_xp.cli.plot import add_plot
 from rnn_xp.cli.series import add_train_series
 from rnn_xp.cli.text import add_sample, add_train_text
@@ -78,25 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_plot(commands)
     add_bench(commands)
-    add_command(commands, "backends", _backends, "show which array libraries can be used here")
+    add_backends(commands)
+    add_doctor(commands)
     return parser
-
-
-def _backends(_: argparse.Namespace) -> int:
-    rows = [("name", "version", "device", "usable")]
-    for status in available().values():
-        usable = "yes" if status.usable else f"no: {status.reason}"
-        rows.append((status.name, status.version or "-", status.device or "-", usable))
-    widths = [max(len(row[k]) for row in rows) for k in range(3)]
-    for row in rows:
-        start = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False))
-        print(f"{start}  {row[3]}")
-    print(f"compiled kernels for numpy: {_kernels()}")
-    return 0
-
-
-def _kernels() -> str:
-    chosen = native.choose()
-    if isinstance(chosen, str):
-        return f"no: {chosen}"
-    return f"{chosen.name}, {chosen.threads} thread{'s' * (chosen.threads > 1)}"

@@ -1,0 +1,264 @@
+"""Parity: the layers of every backend against the NumPy core in float64.
+
+The numbers of a problem are rounded to float16 first, so that they are the same in every dtype,
+and one reference serves all. The error of an array is the largest difference over the largest
+element of all values, or of all gradients, of the reference. With the unit roundoff u of a dtype, a
+sum of n terms is off by about u sqrt(n) of the largest term, and each of T steps adds an error of
+its own and passes on those before it: `bound` is 2 u L T sqrt(n), for L levels and the longest sum
+n of a problem. On CPUs the errors of this grid lie below a tenth of it; a product in TF32
+(u = 2^-11) in place of float32 (2^-24) lies above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnn_xp.backend import Backend, select
+from rnn_xp.bench.cases import Shape
+from rnn_xp.doctor.engines import CORE, is_gpu, on_core, runs
+from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
+
+HostArray = np.ndarray[Any, Any]
+CELLS: dict[str, Callable[..., Recurrent]] = {
+    "RNN tanh": RNN,
+    "RNN relu": partial(RNN, nonlinearity="relu"),
+    "LSTM": LSTM,
+    "GRU": GRU,
+    "GRU, reset before": partial(GRU, reset_after=False),
+}
+PARTS = {"outputs": "y", "states": "state", "gradients": "d"}
+"""Of the arrays of a check: what they are, and how their names begin."""
+_FULL: Shape = (5, 3, 74, 37)
+"""Both levels have one input size, so that JAX compiles one."""
+_UNEVEN: Shape = (4, 17, 33, 130)
+_LARGE: Shape = (20, 70, 64, 512)
+_DTYPES = ("float64", "float32")
+_GPU_DTYPES = (*_DTYPES, "float16")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A layer, and what it is called with."""
+
+    cell: str
+    """One of `CELLS`."""
+    shape: Shape
+    layers: int = 1
+    bidirectional: bool = False
+    ragged: bool = False
+    carried: bool = False
+    """Whether there is an initial state, and a gradient of the last one."""
+
+    def __str__(self) -> str:
+        flags = [name for name in ("bidirectional", "ragged", "carried") if getattr(self, name)]
+        shape = ",".join(map(str, self.shape))
+        levels = f"{self.layers} level{'s' * (self.layers > 1)}"
+        return ", ".join([f"{self.cell} {shape}", levels, *flags])
+
+    @property
+    def layer(self) -> Recurrent:
+        """The layer."""
+        _, _, size, hidden = self.shape
+        return CELLS[self.cell](size, hidden, self.layers, bidirectional=self.bidirectional)
+
+
+class Problem(NamedTuple):
+    """The numbers of a configuration, float64 that float16 holds exactly."""
+
+    params: dict[str, HostArray]
+    x: HostArray
+    state: Any
+    dy: HostArray
+    dstate: Any
+    lengths: HostArray | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One configuration on one backend, in one dtype, by one engine."""
+
+    backend: str
+    engine: str
+    dtype: str
+    config: Config
+    bound: float
+    errors: dict[str, float]
+    """Of each array: `y`, `state[0]`, `dx`, `dstate[0]`, `dweight_ih_l0`, …"""
+    failure: str = ""
+    """The error that was raised, if one was."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every array is there and within the bound."""
+        return not self.failure and all(error <= self.bound for error in self.errors.values())
+
+    def largest(self, kind: str) -> float:
+        """Return the largest error of `y`, of `state`, or of `d`, the gradients."""
+        return max((e for name, e in self.errors.items() if name.startswith(kind)), default=0.0)
+
+
+def grid(*, quick: bool, gpu: bool) -> list[Config]:
+    """Return the configurations to check.
+
+    Each cell with every option, and with none at uneven sizes; on a GPU also where a kernel takes
+    many blocks. Quick: the LSTM with every option, and two others in one level and direction.
+    """
+    full: dict[str, Any] = {"layers": 2, "bidirectional": True, "ragged": True, "carried": True}
+    less: dict[str, Any] = {"ragged": True, "carried": True}
+    if quick:
+        others = [Config(cell, _FULL, **less) for cell in ("RNN tanh", "GRU")]
+        return [Config("LSTM", _FULL, **full), *others]
+    found = [Config(cell, _FULL, **full) for cell in CELLS]
+    found += [Config(cell, _UNEVEN) for cell in CELLS]
+    if gpu:
+        found += [Config(cell, _LARGE, **less) for cell in CELLS]
+    return found
+
+
+@lru_cache(maxsize=4)
+def problem_of(config: Config) -> Problem:
+    """Draw the numbers of a configuration.
+
+    Weights are small, so that few units saturate: of 1 - h² few digits are left there. Biases under
+    relu alternate between 2 and -2, so that rounding moves no pre-activation across the kink.
+    """
+    rng = np.random.default_rng(0)
+    (steps, batch, size, hidden), layer = config.shape, config.layer
+    relu = config.cell == "RNN relu"
+    scale = (0.5 if relu else 1.0) / math.sqrt(size + hidden)
+    params = {
+        name: _rounded(rng.uniform(-scale, scale, shape)) for name, shape in layer.shapes.items()
+    }
+    if relu:
+        for name in params:
+            if name.startswith("bias_ih"):
+                params[name] = np.where(np.arange(hidden) % 2 == 1, -2.0, 2.0)
+    normal = rng.standard_normal
+    parts = (config.layers * layer.num_directions, batch, hidden)
+
+    def state() -> Any:
+        made = tuple(_rounded(normal(parts)) for _ in layer.cell.state)
+        return made if len(made) > 1 else made[0]
+
+    lengths = rng.integers(1, steps, batch)
+    lengths[0] = steps
+    return Problem(
+        params,
+        _rounded(normal((steps, batch, size))),
+        state() if config.carried else None,
+        _rounded(normal((steps, batch, layer.output_size))),
+        state() if config.carried else None,
+        lengths if config.ragged else None,
+    )
+
+
+def _rounded(array: HostArray) -> HostArray:
+    return array.astype(np.float16).astype(np.float64)
+
+
+@lru_cache(maxsize=32)
+def reference(config: Config) -> dict[str, HostArray]:
+    """Return every result of the NumPy core in float64."""
+    return results(on_core(config.layer), problem_of(config), select("numpy"), "float64")
+
+
+def results(
+    layer: Recurrent, problem: Problem, backend: Backend, dtype: str
+) -> dict[str, HostArray]:
+    """Run a problem forward and backward; return outputs, states and gradients by name."""
+
+    def given(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(given(a) for a in value)
+        return None if value is None else backend.asarray(value, dtype)
+
+    params = {name: given(a) for name, a in problem.params.items()}
+    y, state, cache = layer.forward(
+        params, given(problem.x), given(problem.state), lengths=problem.lengths
+    )
+    dparams, dx, dfirst = layer.backward(params, cache, given(problem.dy), given(problem.dstate))
+    found = {"y": y, "dx": dx, **{f"d{name}": a for name, a in dparams.items()}}
+    for name, parts in (("state", state), ("dstate", dfirst)):
+        each = parts if isinstance(parts, tuple) else (parts,)
+        found |= {f"{name}[{k}]": part for k, part in enumerate(each)}
+    return {name: backend.to_numpy(a) for name, a in found.items()}
+
+
+def errors_of(
+    found: dict[str, HostArray], expected: dict[str, HostArray], dtype: str
+) -> dict[str, float]:
+    """Return the error of each array; infinity for another shape or dtype, and for NaN.
+
+    Gradients share a scale, and so do values: a single sum may cancel to next to nothing.
+    """
+    scales = {
+        gradient: max(
+            float(np.abs(b).max()) for name, b in expected.items() if _is_gradient(name) == gradient
+        )
+        for gradient in (True, False)
+    }
+    errors = {}
+    for name, b in expected.items():
+        a, error = found[name], math.inf
+        if a.shape == b.shape and a.dtype == dtype:
+            error = float(np.abs(a.astype(np.float64) - b).max()) / scales[_is_gradient(name)]
+        errors[name] = math.inf if math.isnan(error) else error
+    return errors
+
+
+def _is_gradient(name: str) -> bool:
+    return name.startswith("d")
+
+
+def bound(config: Config, dtype: str) -> float:
+    """Return how large an error may be, relative to the largest element; see above."""
+    steps, batch, size, hidden = config.shape
+    longest = max(steps * batch, size + hidden, 2 * hidden * (1 + config.bidirectional))
+    roundoff = float(np.finfo(dtype).eps) / 2
+    return 2.0 * roundoff * config.layers * steps * math.sqrt(longest)
+
+
+def dtypes(backend: Backend) -> tuple[list[str], list[str]]:
+    """Return the dtypes to check a backend in, and why not in others."""
+    there, lacks = [], []
+    for name in _GPU_DTYPES if is_gpu(backend) else _DTYPES:
+        try:
+            backend.dtype(name)
+            there.append(name)
+        except ValueError as error:
+            lacks.append(str(error))
+    return there, lacks
+
+
+def checks(backend: Backend, names: list[str], configs: list[Config]) -> Iterator[Check]:
+    """Check configurations in some dtypes, by the core and by the engine of this backend."""
+    for config in configs:
+        for dtype in names:
+            for engine, layer in runs(config.layer, backend, dtype):
+                if (backend.name, dtype, engine) != ("numpy", "float64", CORE):  # the reference
+                    errors, failure = _tried(layer, backend, dtype, config)
+                    most = bound(config, dtype)
+                    yield Check(backend.name, engine, dtype, config, most, errors, failure)
+
+
+def _tried(
+    layer: Recurrent, backend: Backend, dtype: str, config: Config
+) -> tuple[dict[str, float], str]:
+    """Return the errors, or why there are none."""
+    expected = reference(config)
+    try:
+        found = results(layer, problem_of(config), backend, dtype)
+        return errors_of(found, expected, dtype), ""
+    except Exception as error:  # any: the library's own
+        return {}, first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """Return an error as one line: its type, and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

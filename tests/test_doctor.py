@@ -1,0 +1,313 @@
+"""`rnn-xp doctor`: that it passes what is right, and fails what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import elementwise_on_cpu
+import numpy as np
+import pytest
+import standin
+from targets import need, need_module
+
+from rnn_xp import backend as backends
+from rnn_xp import recurrence
+from rnn_xp.accelerate import native
+from rnn_xp.accelerate.cuda import engine as cuda
+from rnn_xp.accelerate.cuda import fused
+from rnn_xp.backend import Backend, select
+from rnn_xp.cli import main
+from rnn_xp.doctor import engines, parity, report, speed
+
+NUMPY = select("numpy")
+
+
+def doctor(*options: str | Path) -> int:
+    return main(["doctor", "--quick", *map(str, options)])
+
+
+def test_the_core_on_numpy_passes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "choose", lambda: "switched off here")
+    assert doctor("--backend", "numpy") == 0
+    said = capsys.readouterr().out
+    assert "compiled kernels for numpy: no: switched off here" in said
+    assert len([line for line in said.splitlines() if line.endswith("PASS")]) == 3
+    assert said.endswith("all 3 checks passed\n")
+
+
+@pytest.mark.parametrize("name", ["numpy", "strict", "torch", "jax"])
+def test_every_backend_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    need(name)
+    assert doctor("--backend", name) == 0
+    said = capsys.readouterr().out
+    assert "FAIL" not in said
+    for cell in (config.cell for config in parity.grid(quick=True, gpu=False)):
+        assert f"{name:8}core            {cell:19}float32" in said
+
+
+def test_the_whole_grid_passes_on_numpy() -> None:
+    names, lacks = parity.dtypes(NUMPY)
+    found = list(parity.checks(NUMPY, names, parity.grid(quick=False, gpu=False)))
+    assert lacks == []
+    assert all(check.passed for check in found)
+    assert {check.config.cell for check in found} == set(parity.CELLS)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_option_is_met(quick: bool) -> None:
+    configs = parity.grid(quick=quick, gpu=False)
+    for name in ("bidirectional", "ragged", "carried"):
+        assert any(getattr(config, name) for config in configs)
+    assert {config.layers for config in configs} == {1, 2}
+    assert len(parity.grid(quick=False, gpu=True)) > len(parity.grid(quick=False, gpu=False))
+
+
+# What is wrong must fail
+
+
+def wrong(array: Any) -> Any:
+    """Return an array with one number a thousandth off the largest."""
+    made = np.array(array)
+    made.flat[-1] += 1e-3 * np.abs(made).max()
+    return made
+
+
+Faulty = Callable[[dict[str, Any]], dict[str, Any]]
+FAULTS: dict[str, Faulty] = {
+    "an output": lambda r: {**r, "y": wrong(r["y"])},
+    "a state": lambda r: {**r, "state[0]": wrong(r["state[0]"])},
+    "a state's gradient": lambda r: {**r, "dstate[0]": wrong(r["dstate[0]"])},
+    "a gradient": lambda r: {**r, "dweight_hh_l0": r["dweight_hh_l0"] * np.float32(1.01)},
+    "NaN": lambda r: {**r, "dx": r["dx"] * np.float32("nan")},
+    "a shape": lambda r: {**r, "y": r["y"][:1]},
+    "a dtype": lambda r: {**r, "y": r["y"].astype(np.float16)},
+    "zeros": lambda r: {**r, "y": r["y"] * 0},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(fault: str) -> None:
+    config = parity.Config("LSTM", (5, 3, 4, 6), carried=True)
+    layer, problem = engines.on_core(config.layer), parity.problem_of(config)
+    found = parity.results(layer, problem, NUMPY, "float32")
+    bound = parity.bound(config, "float32")
+
+    def check(results: dict[str, Any]) -> parity.Check:
+        errors = parity.errors_of(results, parity.reference(config), "float32")
+        return parity.Check("numpy", "core", "float32", config, bound, errors)
+
+    assert check(found).passed
+    assert not check(FAULTS[fault](found)).passed
+
+
+def tf32(array: Any) -> Any:
+    """Return float32 numbers with the ten digits that TF32 keeps."""
+    return (np.ascontiguousarray(array).view(np.uint32) & 0xFFFFE000).view(np.float32)
+
+
+@pytest.mark.parametrize("cell", parity.CELLS)
+def test_products_in_tf32_are_seen(cell: str) -> None:
+    """Weights of fewer digits do what the products do in TF32."""
+    config = parity.Config(cell, (5, 3, 4, 37))
+    problem = parity.problem_of(config)
+    exact = {name: a * (1 + 2.0**-12) for name, a in problem.params.items()}
+    problem = problem._replace(params=exact)
+    layer = engines.on_core(config.layer)
+    expected = parity.results(layer, problem, NUMPY, "float64")
+    rounded = {name: tf32(a.astype(np.float32)) for name, a in exact.items()}
+    found = parity.results(layer, problem._replace(params=rounded), NUMPY, "float32")
+    errors = parity.errors_of(found, expected, "float32")
+    assert max(errors.values()) > 3 * parity.bound(config, "float32")
+
+
+def test_a_fault_in_the_core_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = {c: parity.reference(c) for c in parity.grid(quick=True, gpu=False)}
+    monkeypatch.setattr(parity, "reference", expected.__getitem__)
+    true = recurrence.run_backward
+
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        gradients, dx, dstate = true(*args, **kwargs)
+        return {**gradients, "weight_hh": wrong(gradients["weight_hh"])}, dx, dstate
+
+    monkeypatch.setattr(recurrence, "run_backward", run_backward)
+    assert doctor("--backend", "numpy") == 1
+    said = capsys.readouterr().out
+    assert "FAIL numpy, core, float32, LSTM 5,3,74,37, 2 levels" in said
+    assert "dweight_hh_l" in said
+    assert said.strip().endswith("checks FAILED")
+
+
+def test_an_exception_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def results(*_: Any) -> Any:
+        raise RuntimeError(f"no memory in {Path.home()}/secret/file.cu\nand more")
+
+    parity.reference.cache_clear()
+    for config in parity.grid(quick=True, gpu=False):
+        parity.reference(config)
+    monkeypatch.setattr(parity, "results", results)
+    assert doctor("--backend", "numpy", "--json", tmp_path / "r.json") == 1
+    assert "RuntimeError: no memory in" in capsys.readouterr().out
+    found = json.loads((tmp_path / "r.json").read_text())
+    failures = {check["failure"] for check in found["checks"]}
+    assert failures == {"RuntimeError: no memory in file.cu"}
+    assert not any(check["passed"] for check in found["checks"])
+
+
+# CuPy, by the stand-in
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> Any:
+    """The stand-in as the backend `cupy`."""
+    standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
+    made = Backend("cupy", standin.xp, standin.Device(0), "cuda:0")
+    entry = backends.BACKENDS["cupy"]._replace(make=lambda _: made)
+    monkeypatch.setitem(backends.BACKENDS, "cupy", entry)
+    monkeypatch.setattr(backends, "_device_text", lambda _: "cuda:0 a stand-in")
+    monkeypatch.setattr(report, "cuda", lambda: {"device": "a stand-in"})
+    monkeypatch.setattr(cuda, "choose", lambda: cuda.Cuda(fused.Fused(kernels)))
+    monkeypatch.setattr(speed, "_GPU_SHAPES", ((3, 2, 4, 5),))
+    return kernels
+
+
+@pytest.mark.usefixtures("cupy")
+def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert doctor("--backend", "cupy", "--json", tmp_path / "r.json") == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "r.json").read_text())
+    ways = {(check["engine"], check["dtype"]) for check in found["checks"]}
+    assert ways == {(e, d) for e in ("core", "cuda") for d in ("float64", "float32", "float16")}
+    assert [time["engine"] for time in found["times"]] == ["core", "cuda"]
+    assert found["cuda"] == {"device": "a stand-in"}
+    assert "cuDNN was not timed: PyTorch" in said
+
+
+def test_a_wrong_kernel_fails(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compiled(bits: int) -> Any:
+        def named(name: str) -> Any:
+            def launched(grid: Any, block: Any, args: Any) -> None:
+                cupy(bits)(name)(grid, block, args)
+                if name == "gru_forward":
+                    y = args[-1]._host
+                    y[args[1], ...] *= 1.01
+
+            return launched
+
+        return named
+
+    monkeypatch.setattr(cuda, "choose", lambda: cuda.Cuda(fused.Fused(compiled)))
+    assert doctor("--backend", "cupy") == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if line.startswith("FAIL")]
+    assert failed
+    assert all("cupy, cuda, float" in line and " GRU 5," in line for line in failed)
+    assert any(line.endswith("FAIL") and line.split()[1] == "cuda" for line in lines)
+
+
+# Speed, and what is written
+
+
+def test_pytorch_is_timed_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = need_module("torch")
+    monkeypatch.setenv("CUPY_TF32", "1")
+    torch.backends.cudnn.allow_tf32 = False
+    seen = []
+    for time in speed.cudnn_times([parity.Config("GRU", (3, 2, 4, 5))], "cpu"):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        assert time.failure == ""
+        assert time.milliseconds > 0
+    assert seen == [True]
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_what_cannot_be_timed_says_why() -> None:
+    found = list(speed.cudnn_times([parity.Config("GRU", (3, 2, 4, 5))], "nowhere"))
+    assert found[0].failure.startswith("RuntimeError: ")
+    assert "RuntimeError: " in report.time_line(found[0])
+
+
+def test_a_backend_that_cannot_be_used_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(_: str | None) -> Any:
+        raise backends.BackendError("there is none: do this")
+
+    entry = backends.BACKENDS["jax"]._replace(make=make)
+    monkeypatch.setitem(backends.BACKENDS, "jax", entry)
+    assert doctor("--backend", "jax") == 0
+    said = capsys.readouterr().out
+    assert "no: there is none: do this" in said
+    assert "no backend was checked" in said
+
+
+def test_jax_without_float64_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    jax = need_module("jax")
+    if jax.config.jax_enable_x64:
+        pytest.skip("JAX has float64 here")
+    names, lacks = parity.dtypes(select("jax"))
+    assert names == ["float32"]
+    assert "JAX_ENABLE_X64" in lacks[0]
+
+
+def test_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    assert doctor("--backend", "numpy", "--json", path) == 0
+    text = path.read_text()
+    assert str(Path.home()) not in text
+    found = json.loads(text)
+    assert found["backends"][0]["name"] == "numpy"
+    assert found["conclusion"].startswith("all ")
+    assert set(found["checks"][0]["errors"]) >= {"y", "state[0]", "dx", "dweight_ih_l0"}
+    assert all(time["milliseconds"] > 0 for time in found["times"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("in /opt/someone/lib/x.so: no", "in x.so: no"),
+        (r"in C:\Users\someone\lib\x.dll", "in x.dll"),
+        ("'/home/someone/a b'", "'a b'"),
+        ("see https://example.org/a/b/c", "see https://example.org/a/b/c"),
+        ("x and/or y", "x and/or y"),
+        ("float32/float64", "float32/float64"),
+    ],
+)
+def test_folders_are_left_out(text: str, expected: str) -> None:
+    assert report.without_folders(text) == expected
+
+
+def test_an_old_report_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("old")
+    assert doctor("--backend", "numpy", "--json", path) == 2
+    assert path.read_text() == "old"
+    assert capsys.readouterr().err.startswith("rnn-xp: error: ")
+    assert doctor("--backend", "numpy", "--json", path, "--force") == 0
+
+
+@pytest.mark.parametrize("options", [["--backend", "nothing"], ["--json", "/nowhere/r.json"]])
+def test_wrong_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = doctor(*options)
+    except SystemExit as error:
+        code = int(str(error.code))
+    assert code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
