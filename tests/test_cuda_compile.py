@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from targets import need_module
 
-from rnn_xp.accelerate.cuda import fused
+from rnn_xp.accelerate.cuda import fused, persistent
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 MOST_REGISTERS = 64
@@ -62,6 +62,25 @@ def test_kernels_compile_without_spills(architecture: int, bits: int, compiler: 
     assert len(spills) >= len(names)
     assert {number for spill in spills for number in spill} == {"0"}
     assert max(map(int, re.findall(r"Used (\d+) registers", log))) <= MOST_REGISTERS
+    assert "warning" not in log
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_of_all_steps_compile_without_spills(architecture: int, compiler: Compiler) -> None:
+    options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"
+    log = compiler.log(persistent.source(), *options, *persistent.OPTIONS)
+    names = {
+        f"{cell}_all_{part}"
+        for cell in ("tanh", "relu", "lstm", "gru")
+        for part in ("forward", "backward")
+    }
+    assert set(re.findall(r"Compiling entry function '(\w+)'", log)) == names
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
+    assert len(spills) >= len(names)
+    assert {number for spill in spills for number in spill} == {"0"}
+    # A block of 256 threads has a multiprocessor to itself.
+    assert max(map(int, re.findall(r"Used (\d+) registers", log))) <= 128
+    assert not re.findall(r"\d+ bytes smem", log)  # all of it is dynamic
     assert "warning" not in log
 
 

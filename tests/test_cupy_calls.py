@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import cuda_on_cpu
 import elementwise_on_cpu
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ import standin
 from targets import need_module
 
 from rnn_xp import GRU, LSTM, RNN, character_model, losses, optim
-from rnn_xp.accelerate.cuda import engine, fused
+from rnn_xp.accelerate.cuda import engine, fused, persistent
+from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, select
 from rnn_xp.models import Chain, token_chain
 from rnn_xp.training import Report, Settings, Trainer
@@ -29,13 +31,27 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.fixture(params=["kernels", "core"])
-def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kernels: Any) -> Any:
-    """The stand-in, with the kernels and with the core alone."""
+@pytest.fixture(scope="module")
+def persistent_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("persistent")
+    return cuda_on_cpu.kernels(cuda_on_cpu.library(persistent.source(), folder))
+
+
+@pytest.fixture(params=["persistent", "kernels", "core"])
+def xp(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: Any,
+    persistent_kernels: Any,
+) -> Any:
+    """The stand-in, with all kernels, with those of a step, and with the core alone."""
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
     if request.param == "core":
         monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
-    monkeypatch.setattr(engine, "compiled", kernels)
+    monkeypatch.setattr(fused, "compiled", kernels)
+    monkeypatch.setattr(persistent, "compiled", persistent_kernels)
+    limits = Limits(2, 30000, request.param == "persistent")
+    monkeypatch.setattr(persistent, "limits", lambda: limits)
     engine.choose.cache_clear()
     yield standin.xp
     engine.choose.cache_clear()

@@ -1,7 +1,8 @@
 """CuPy: the engine that chooses, for each run, by the cell, its sizes and its dtype.
 
-    fused   a product and a kernel a step, where there is a kernel: `fused`
-    core    what is left, peepholes and projections among it: `recurrence`
+    persistent   all steps in one kernel, where that fits the device and pays: `persistent`
+    fused        a product and a kernel a step, where there is a kernel: `fused`
+    core         what is left, peepholes and projections among it: `recurrence`
 
 CuPy computes on its current device; a run enters that of its arrays first.
 
@@ -17,7 +18,9 @@ from typing import Any, NamedTuple
 
 from rnn_xp import recurrence
 from rnn_xp.accelerate import Engine
-from rnn_xp.accelerate.cuda.fused import Fused, compiled
+from rnn_xp.accelerate.cuda import fused, persistent
+from rnn_xp.accelerate.cuda.fused import Fused
+from rnn_xp.accelerate.cuda.persistent import Persistent
 from rnn_xp.backend import Array, Namespace, Operations, device_of
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Ragged
@@ -43,13 +46,17 @@ class Cuda:
     Parameters
     ----------
     fused : Fused
+    persistent : Persistent, optional
     """
 
-    def __init__(self, fused: Fused) -> None:
-        self._fused = fused
+    def __init__(self, fused: Fused, persistent: Persistent | None = None) -> None:
+        self._fused, self._persistent = fused, persistent
 
-    def choose(self, cell: Cell, dtype: Any) -> Engine:
-        """Return the engine for a run."""
+    def choose(self, cell: Cell, dtype: Any, batch: int = 1) -> Engine:
+        """Return the engine for a run of so many sequences on the current device."""
+        whole = self._persistent
+        if whole is not None and whole.takes(cell, dtype) and whole.pays(cell, batch):
+            return whole
         return self._fused if self._fused.takes(cell, dtype) else recurrence
 
     def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> Arranged:
@@ -69,8 +76,8 @@ class Cuda:
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
-        engine = self.choose(cell, x.dtype)
         with device_of(x):
+            engine = self.choose(cell, x.dtype, x.shape[1])
             if engine not in w.folded:
                 w.folded[engine] = engine.fold(cell, ops.xp, w.weights)
             y, last, chunks = engine.run(
@@ -102,4 +109,4 @@ def choose() -> Engine:
     """Return the engine for CuPy arrays."""
     if os.environ.get("RNN_XP_ACCELERATE") == "0":
         return recurrence
-    return Cuda(Fused(compiled))
+    return Cuda(Fused(fused.compiled), Persistent(persistent.compiled, persistent.limits))

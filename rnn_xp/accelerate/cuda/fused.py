@@ -86,6 +86,9 @@ class Fused:
         From the bits of a number (16, 32, 64) to the kernels, by name.
     """
 
+    rows = 1
+    """Rows of the states where nothing is kept."""
+
     def __init__(self, kernels: Callable[[int], Kernels]) -> None:
         self._kernels = kernels
 
@@ -115,7 +118,7 @@ class Fused:
         if ragged is not None:
             x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
         x = ops.xp.reshape(x, (steps * batch, inputs))
-        rows, first = (steps + 1, steps if reverse else 0) if keep else (1, 0)
+        rows, first = (steps + 1, steps if reverse else 0) if keep else (self.rows, 0)
         parts = [_states(ops, part, (rows, batch, hidden), first, x) for part in state]
         extra = ops.buffer((steps if keep else 1, batch, hidden), x) if cell.extras else None
         kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), *_pair(parts), extra)
@@ -147,7 +150,7 @@ class Fused:
                 kernels, (kept.h, kept.extra)[: len(kernels)], _blocks(cell, w), strict=True
             )
         ]
-        given = (_valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
+        given = (valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
         made = (*kept[1:], y)
         grid, block = _threads(batch, hidden)
         after = steps if reverse and keep else 0
@@ -212,7 +215,7 @@ class Fused:
             (kernel, ops.unstack(ops.xp.reshape(rows, (steps, batch, -1))), weight)
             for kernel, rows, weight in zip(kernels, operands, _blocks(cell, w)[::-1], strict=True)
         ]
-        arguments = (_valid(ragged), dy, *kept[1:], *dstate, made.hh, made.u)
+        arguments = (valid(ragged), dy, *kept[1:], *dstate, made.hh, made.u)
         grid, block = _threads(batch, hidden)
         for k in range(steps) if reverse else reversed(range(steps)):
             before, after = (k + 1, k) if reverse else (k, k + 1)
@@ -246,7 +249,8 @@ def _blocks(cell: Cell, w: Weights) -> list[Array]:
     return [weight[:split, :], weight[split:, :]]
 
 
-def _valid(ragged: Ragged | None) -> Array | None:
+def valid(ragged: Ragged | None) -> Array | None:
+    """Return which steps count, (T, B), as the kernels take it."""
     return None if ragged is None else ragged.valid
 
 
@@ -274,11 +278,11 @@ def _gradients(ops: Operations, w: Weights, kept: Kept, made: Made, reverse: boo
     return {name: gradients[name] for name in w}
 
 
-def source() -> str:
-    """Return the kernels' source, complete in itself."""
+def source(name: str = "fused.cu") -> str:
+    """Return the source of the kernels in a file, complete in itself."""
     folder = Path(__file__).parent
     gates = (folder.parent / "kernels" / "gates.h").read_text(encoding="utf-8")
-    text = (folder / "fused.cu").read_text(encoding="utf-8")
+    text = (folder / name).read_text(encoding="utf-8")
     return text.replace('#include "gates.h"', gates.replace("#pragma once", ""))
 
 

@@ -1,0 +1,162 @@
+"""CuPy: all steps of a run in one kernel, forward and backward (`persistent.cu`).
+
+The recurrent weights stay in shared memory, and the blocks meet once a step; the input product and
+the gradients of the weights and of x are products outside, as in `fused`. float32 alone; the GRU
+that resets before its product stays with `fused`. Never run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from rnn_xp.accelerate.cuda import fused
+from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernels, Made
+from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Plan, pays, plans
+from rnn_xp.backend import Array, Operations
+from rnn_xp.cells import CELLS
+from rnn_xp.cells.base import Cell, Weights
+from rnn_xp.recurrence import Ragged
+
+# By the cells' types: the kernels' name, and the gates.
+_CELLS: dict[Any, tuple[str, int]] = {
+    CELLS["rnn_tanh"]: ("tanh", 1),
+    CELLS["rnn_relu"]: ("relu", 1),
+    CELLS["lstm"]: ("lstm", 4),
+    CELLS["gru"]: ("gru", 3),
+}
+
+
+class Persistent(Fused):
+    """The engine: see `Engine`.
+
+    Parameters
+    ----------
+    kernels : function
+        As for `Fused`.
+    limits : function
+        Returns what the current device has.
+    """
+
+    rows = 2
+
+    def __init__(self, kernels: Callable[[int], Kernels], limits: Callable[[], Limits]) -> None:
+        super().__init__(kernels)
+        self._limits = limits
+
+    def takes(self, cell: Cell, dtype: Any) -> bool:
+        """Tell whether there are kernels for this cell and dtype."""
+        return type(cell) in _CELLS and dtype.char == "f"
+
+    def pays(self, cell: Cell, batch: int) -> bool:
+        """Tell whether a run of so many sequences fits the current device, and costs less here."""
+        return batch > 0 and pays(_CELLS[type(cell)][1], cell.hidden_size, batch, self._limits())
+
+    def _forward(
+        self,
+        cell: Cell,
+        ops: Operations,
+        w: Weights,
+        kept: Kept,
+        y: Array,
+        ragged: Ragged | None,
+        *,
+        reverse: bool,
+        keep: bool,
+    ) -> int:
+        """Run all steps; return the row of the last state."""
+        steps: int = y.shape[0]
+        given = (fused.valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
+        arrays = (w["weight_hh"], *given, *kept[1:], y)
+        self._launch(cell, ops, "forward", y, (int(reverse), int(keep)), arrays)
+        if not keep:
+            return steps % 2
+        return 0 if reverse else steps
+
+    def _backward(
+        self,
+        cell: Cell,
+        ops: Operations,
+        w: Weights,
+        kept: Kept,
+        dy: Array,
+        dstate: tuple[Array, Array | None, Array | None],
+        made: Made,
+        ragged: Ragged | None,
+        reverse: bool,
+    ) -> None:
+        """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
+        arrays = (w["weight_hh"], fused.valid(ragged), dy, *kept[1:], *dstate[:2], made.hh)
+        self._launch(cell, ops, "backward", dy, (int(reverse),), arrays)
+
+    def _launch(
+        self,
+        cell: Cell,
+        ops: Operations,
+        part: str,
+        like: Array,
+        how: tuple[int, ...],
+        arrays: Sequence[Array | None],
+    ) -> None:
+        (name, _), (steps, batch, hidden) = _CELLS[type(cell)], like.shape
+        plan = self._plan(cell, batch, part)
+        counter = ops.xp.zeros((1,), dtype=ops.xp.uint32)
+        sizes = (hidden, batch, steps, plan.units, plan.tile)
+        kernel: Callable[..., Any] = self._kernels(32)(f"{name}_all_{part}")
+        arguments = (*sizes, *how, counter, *arrays)
+        kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
+
+    def _plan(self, cell: Cell, batch: int, part: str) -> Plan:
+        found = plans(_CELLS[type(cell)][1], cell.hidden_size, batch, self._limits())
+        assert found is not None, "chosen without `pays`"
+        return found[part == "backward"]
+
+
+def source() -> str:
+    """Return the kernels' source, complete in itself."""
+    return fused.source("persistent.cu")
+
+
+OPTIONS = ("--std=c++17",)
+
+
+def limits() -> Limits:
+    """Return what CuPy's current device has."""
+    import cupy
+
+    return _limits(cupy.cuda.Device().id)
+
+
+@cache
+def _limits(device: int) -> Limits:
+    import cupy
+
+    has = cupy.cuda.Device(device).attributes
+    return Limits(
+        has["MultiProcessorCount"],
+        has["MaxSharedMemoryPerBlockOptin"],
+        bool(has["CooperativeLaunch"]),
+    )
+
+
+def compiled(bits: int) -> Kernels:
+    """Return the kernels of the current device; they are compiled at their first use."""
+    import cupy
+
+    assert bits == 32, bits
+    return _compiled(cupy.cuda.Device().id)
+
+
+@cache
+def _compiled(device: int) -> Kernels:
+    import cupy
+
+    module = cupy.RawModule(code=source(), options=OPTIONS, enable_cooperative_groups=True)
+
+    def named(name: str) -> Any:
+        kernel = module.get_function(name)
+        kernel.max_dynamic_shared_size_bytes = _limits(device).shared
+        return kernel
+
+    return cache(named)

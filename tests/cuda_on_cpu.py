@@ -1,0 +1,88 @@
+"""CUDA kernels whose blocks meet, compiled for the processor: the same source, on `cuda/grid.h`.
+
+What this does not show: whether all blocks are resident, alignment, the rounding of the device's
+functions, and speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import standin
+
+EACH = """
+extern "C" bool {0}_launch(void** args, unsigned grid, unsigned block, size_t shared,
+                           unsigned order) {{
+  return grid::call({0}, args, grid, block, shared, order);
+}}
+extern "C" const char* {0}_codes() {{ return grid::codes({0}); }}
+"""
+DTYPES = {"P": "float32", "?": "bool", "I": "uint32"}
+
+
+class Deadlock(Exception):
+    """No thread can go on."""
+
+
+class Kernel:
+    """As `cupy.RawKernel`, on the stand-in's arrays; `order` is that of `grid.h`."""
+
+    def __init__(self, library: Any, name: str, order: int) -> None:
+        self.name, self._order = name, order
+        self._launch = getattr(library, f"{name}_launch")
+        self._launch.restype = ctypes.c_bool
+        codes = getattr(library, f"{name}_codes")
+        codes.restype = ctypes.c_char_p
+        self._codes = codes().decode()
+
+    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
+        assert len(args) == len(self._codes), (self.name, len(args), self._codes)
+        assert (len(grid), len(block)) == (1, 1)
+        assert block[0] % 32 == 0
+        standin.xp.launched(self.name, *args)
+        values = [self._value(a, code) for a, code in zip(args, self._codes, strict=True)]
+        cells = [ctypes.c_int64(value) for value in values]
+        pointers = (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells))
+        shared = ctypes.c_size_t(shared_mem)
+        if not self._launch(pointers, grid[0], block[0], shared, self._order):
+            raise Deadlock(self.name)
+
+    def _value(self, value: Any, code: str) -> int:
+        if code == "q":
+            assert type(value) is int, (self.name, value)
+            return value
+        if value is None:
+            return 0
+        assert isinstance(value, standin.Array), (self.name, type(value))
+        assert value.dtype == DTYPES[code], (self.name, value.dtype)
+        assert value.flags.c_contiguous, self.name
+        return int(value._host.ctypes.data)
+
+
+def library(source: str, folder: Path, *flags: str) -> Path:
+    """Compile a source; return where the library lies."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    names = re.findall(r"KERNELS\((\w+), [A-Z]\w+\)\n", source)
+    names = [f"{name}_all_{part}" for name in names for part in ("forward", "backward")]
+    path = folder / "kernels.cpp"
+    path.write_text('#include "grid.h"\n' + source + "".join(map(EACH.format, names)))
+    always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{Path(__file__).parent / 'cuda'}"]
+    made = path.with_suffix(".so")
+    subprocess.run(["g++", *always, *flags, path, "-o", made], check=True)
+    return made
+
+
+def kernels(path: Path, order: int = 0) -> Callable[[int], Callable[[str], Kernel]]:
+    """Return the kernels of a library, from the bits of its numbers and a name."""
+    loaded = ctypes.CDLL(str(path))
+    named = cache(lambda name: Kernel(loaded, name, order))
+    return lambda bits: named
