@@ -16,6 +16,7 @@ write into a buffer where the library allows it and return a new array where it 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -382,6 +383,16 @@ class Backend:
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """Copy `array` to the host as a NumPy array (NumPy arrays are returned as they are)."""
         return to_numpy(array)
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which this is the device that its library computes on.
+
+        CuPy computes on its current device alone; the others look at the arrays.
+        """
+        scope: contextlib.AbstractContextManager[Any] = (
+            self.device if self.name == "cupy" else contextlib.nullcontext()
+        )
+        return scope
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it so far."""

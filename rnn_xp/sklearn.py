@@ -138,7 +138,8 @@ class _SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         params = model.init(settings.seed, **where)
         gradients = gradients_of(model, backend, self.dtype, sequences, targets, loss)
         epochs: list[Epoch] = []
-        fitted = fit(params, gradients, len(sequences), settings, on_epoch=epochs.append)
+        with backend.scope():
+            fitted = fit(params, gradients, len(sequences), settings, on_epoch=epochs.append)
         self.model_ = model
         # On the host, so that a pickle opens where there is no such backend.
         self.params_ = {name: to_numpy(value) for name, value in fitted.params.items()}
@@ -150,7 +151,8 @@ class _SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         sequences = self._sequences(X, reset=False)
         backend = select(self.backend, self.device)
         params = {name: backend.asarray(value, self.dtype) for name, value in self.params_.items()}
-        found = outputs_of(self.model_, params, backend, self.dtype, sequences)
+        with backend.scope():
+            found = outputs_of(self.model_, params, backend, self.dtype, sequences)
         return found.astype(np.float64)
 
 

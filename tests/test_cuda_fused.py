@@ -204,10 +204,10 @@ def test_planted_faults_are_caught(fault: str, xp: Any, tmp_path: Path) -> None:
 def test_what_has_no_kernel_is_left_to_the_core(xp: Any, kernels: Any) -> None:
     engine, dtype = Cuda(fused.Fused(kernels)), np.dtype("float32")
     for name in CELLS:
-        chosen = engine.choose(make_cell(name, 5), dtype)
+        chosen = engine.able(make_cell(name, 5), dtype, 2, HOST)[-1]
         assert (chosen is recurrence) == (name not in RUN_HERE)
-    assert engine.choose(make_cell("lstm", 5, 2), dtype) is recurrence
-    assert engine.choose(make_cell("lstm", 5), np.dtype("complex64")) is recurrence
+    assert engine.able(make_cell("lstm", 5, 2), dtype, 2, HOST)[-1] is recurrence
+    assert engine.able(make_cell("lstm", 5), np.dtype("complex64"), 2, HOST)[-1] is recurrence
     case, options = Case("lstm_peephole", 3, 2, 5), {"ragged": True, "reverse": False}
     found = case.run(engine, InPlace(xp, 0), on_standin("float64"), **options)
     expected = case.run(recurrence, HOST, np.copy, **options)

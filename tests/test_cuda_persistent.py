@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cuda_on_cpu
+import elementwise_on_cpu
 import numpy as np
 import pytest
 import standin
@@ -18,7 +19,7 @@ from targets import need_module
 from test_cuda_fused import HOST, Case, largest_error, on_standin
 
 from rnn_xp import recurrence
-from rnn_xp.accelerate.cuda import persistent, plan
+from rnn_xp.accelerate.cuda import fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.engine import Cuda
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
@@ -28,6 +29,7 @@ from rnn_xp.cells import make_cell
 
 RUN_HERE = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 H100 = Limits(132, 232448, True)
+SMALL = Limits(3, 60000, True)
 
 
 def no_kernels(bits: int) -> Any:
@@ -40,6 +42,11 @@ FUSED = Fused(no_kernels)
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cuda_on_cpu.library(persistent.source(), tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Fused:
+    return Fused(elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("steps")))
 
 
 @pytest.fixture
@@ -143,10 +150,14 @@ def test_the_plan_stays_within_the_device() -> None:
         assert all(found.tile < shape[1] for found in both)
 
 
-def test_what_does_not_fit_or_pay_is_left_to_the_others(xp: Any) -> None:
+def test_what_does_not_fit_or_pay_is_left_to_the_others(
+    xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "passes", lambda *_: True)
+
     def chosen(name: str, hidden: int, batch: int, dtype: str, limits: Limits) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: limits))
-        return engine.choose(make_cell(name, hidden), np.dtype(dtype), batch)
+        return engine.able(make_cell(name, hidden), np.dtype(dtype), batch, InPlace(xp, 0))[-1]
 
     assert isinstance(chosen("lstm", 512, 16, "float32", H100), Persistent)
     assert chosen("lstm", 512, 16, "float64", H100) is FUSED
@@ -158,12 +169,33 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(xp: Any) -> None:
     assert chosen("lstm_peephole", 64, 1, "float32", H100) is recurrence
 
 
-def test_the_engine_runs_what_it_chose(library: Path, xp: Any) -> None:
-    whole = Persistent(cuda_on_cpu.kernels(library), lambda: H100)
+def test_the_engine_runs_what_it_chose(library: Path, steps: Fused, xp: Any) -> None:
+    engine = Cuda(steps, Persistent(cuda_on_cpu.kernels(library), lambda: SMALL))
+    for _ in range(2):  # tried once, before the first run
+        case, how = Case("gru", 3, 2, 5), {"ragged": True, "reverse": True}
+        found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
+        assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
+    assert xp.launches["gru_all_backward"] == 1 + 2
+    assert xp.launches["gru_backward"] == 12
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (("x[0] + h[0], x[1] + h[1], x[2]", "x[1] + h[1], x[0] + h[0], x[2]"), "off by"),
+        (("h[after * size + at] = value", "h[after * size + at] = 0 / (value - value)"), "by nan"),
+        (("if (n + 1 < steps) meet", "if (blockIdx.x == 1) return; meet"), "Deadlock"),
+    ],
+)
+def test_a_kernel_that_goes_wrong_is_not_used(
+    fault: tuple[str, str], said: str, steps: Fused, xp: Any, tmp_path: Path
+) -> None:
+    path = cuda_on_cpu.library(without(replaced(*fault), "tanh", "relu", "lstm"), tmp_path)
+    engine = Cuda(steps, Persistent(cuda_on_cpu.kernels(path), lambda: SMALL))
     case, how = Case("gru", 3, 2, 5), {"ragged": True, "reverse": True}
-    found = case.run(Cuda(FUSED, whole), InPlace(xp, 0), on_standin("float32"), **how)
+    with pytest.warns(RuntimeWarning, match=f"kernel of all steps of GRU goes wrong.*{said}"):
+        found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
     assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
-    assert xp.launches["gru_all_backward"] == 1
 
 
 def replaced(right: str, wrong: str) -> str:

@@ -17,9 +17,10 @@ import standin
 from targets import need_module
 
 from rnn_xp import GRU, LSTM, RNN, character_model, losses, optim
-from rnn_xp.accelerate.cuda import engine, fused, persistent
+from rnn_xp.accelerate.cuda import engine, fused, persistent, trial
 from rnn_xp.accelerate.cuda.plan import Limits
-from rnn_xp.backend import Backend, select
+from rnn_xp.backend import Backend, BackendError, select
+from rnn_xp.cli import main
 from rnn_xp.models import Chain, token_chain
 from rnn_xp.training import Report, Settings, Trainer
 
@@ -50,8 +51,9 @@ def xp(
         monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
     monkeypatch.setattr(fused, "compiled", kernels)
     monkeypatch.setattr(persistent, "compiled", persistent_kernels)
-    limits = Limits(2, 30000, request.param == "persistent")
+    limits = Limits(2, 60000, request.param == "persistent")
     monkeypatch.setattr(persistent, "limits", lambda: limits)
+    monkeypatch.setattr(trial, "passes", lambda *_: True)  # which reads its errors once
     engine.choose.cache_clear()
     yield standin.xp
     engine.choose.cache_clear()
@@ -159,6 +161,28 @@ def init(model: Chain) -> dict[str, Any]:
         name: np.random.default_rng(k).uniform(-0.4, 0.4, shape)
         for k, (name, shape) in enumerate(model.shapes.items())
     }
+
+
+def test_the_device_that_the_command_line_asks_for_is_the_current_one(
+    xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def chosen(*given: Any) -> Backend:
+        seen.append((*given, xp.current))
+        return backend(1)
+
+    def asked(*given: Any) -> Backend:
+        seen.append((*given, xp.current))
+        raise BackendError("enough")
+
+    monkeypatch.setattr("rnn_xp.cli.select", chosen)
+    monkeypatch.setattr("rnn_xp.cli.demo.select", asked)
+    assert main(["demo", "--backend", "cupy", "--device", "cuda:1"]) == 2
+    assert seen == [("cupy", "cuda:1", 0), ("cupy", "cuda:1", 1)]
+    assert xp.current == 0
+    assert main(["demo", "--backend", "cupy"]) == 2
+    assert seen[2:] == [("cupy", None, 0)]
 
 
 @pytest.mark.parametrize("layer", LAYERS)

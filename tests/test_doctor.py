@@ -190,8 +190,8 @@ def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "r.json").read_text())
     ways = {(check["engine"], check["dtype"]) for check in found["checks"]}
-    assert ways == {(e, d) for e in ("core", "cuda") for d in ("float64", "float32", "float16")}
-    assert [time["engine"] for time in found["times"]] == ["core", "cuda"]
+    assert ways == {(e, d) for e in ("core", "fused") for d in ("float64", "float32", "float16")}
+    assert [time["engine"] for time in found["times"]] == ["core", "fused"]
     assert found["cuda"] == {"device": "a stand-in"}
     assert "cuDNN was not timed: PyTorch" in said
 
@@ -216,8 +216,8 @@ def test_a_wrong_kernel_fails(
     lines = capsys.readouterr().out.splitlines()
     failed = [line for line in lines if line.startswith("FAIL")]
     assert failed
-    assert all("cupy, cuda, float" in line and " GRU 5," in line for line in failed)
-    assert any(line.endswith("FAIL") and line.split()[1] == "cuda" for line in lines)
+    assert all("cupy, fused, float" in line and " GRU 5," in line for line in failed)
+    assert any(line.endswith("FAIL") and line.split()[1] == "fused" for line in lines)
 
 
 # Speed, and what is written

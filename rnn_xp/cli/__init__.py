@@ -11,9 +11,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rnn_xp import __version__
-from rnn_xp.backend import BackendError
+from rnn_xp.backend import BackendError, select
 from rnn_xp.cli.backends import add_backends
 from rnn_xp.cli.bench import add_bench
 from rnn_xp.cli.caption import add_train_caption
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        with _device(options):
+            return int(options.run(options))
     except BrokenPipeError:  # the reader of a pipe went away: no error of ours
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _bad_input(reason)
+
+
+def _device(options: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of the device that is asked for."""
+    device: str | None = getattr(options, "device", None)
+    return select(options.backend, device).scope() if device else contextlib.nullcontext()
 
 
 def _bad_input(reason: str) -> int:

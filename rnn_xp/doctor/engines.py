@@ -8,26 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp import recurrence
-from rnn_xp.accelerate import engine
-from rnn_xp.backend import Backend, Namespace
-from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
+from rnn_xp.accelerate import Engine, engine
+from rnn_xp.accelerate.cuda.engine import Cuda
+from rnn_xp.backend import Backend, Namespace, operations
+from rnn_xp.layers import Recurrent
 from rnn_xp.layers.recurrent import Params, Prepared
 
 CORE = "core"
-
-
-class _Core(Recurrent):
-    """A layer that the core runs, whatever engine there is for its arrays."""
-
-    def _fold(self, xp: Namespace, params: Params) -> Prepared:
-        like = next(iter(params.values()))
-        runs = tuple(recurrence.fold(self.cell, xp, w) for w in self._weights(params))
-        return Prepared(self, like, recurrence, runs)
-
-
-_CORES: dict[type[Recurrent], Any] = {
-    kind: type(f"Core{kind.__name__}", (_Core, kind), {}) for kind in (RNN, LSTM, GRU)
-}
 
 
 class Run(NamedTuple):
@@ -42,28 +29,44 @@ def is_gpu(backend: Backend) -> bool:
     return backend.name == "cupy"
 
 
-def on_core(layer: Recurrent) -> Recurrent:
-    """Return the same layer, run by the core."""
+def run_by(layer: Recurrent, chosen: Engine) -> Recurrent:
+    """Return the same layer, run by an engine whatever it would choose."""
+
+    def fold(self: Recurrent, xp: Namespace, params: Params) -> Prepared:
+        like = next(iter(params.values()))
+        runs = tuple(chosen.fold(self.cell, xp, w) for w in self._weights(params))
+        return Prepared(self, like, chosen, runs)
+
+    kind = type(layer)
     given = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    made: Recurrent = _CORES[type(layer)](**given)
+    made: Recurrent = type(kind.__name__, (kind,), {"_fold": fold})(**given)
     return made
 
 
-def runs(layer: Recurrent, backend: Backend, dtype: str) -> list[Run]:
-    """Return the layer on the core and, where there is another engine, on that."""
-    core = Run(CORE, on_core(layer))
+def on_core(layer: Recurrent) -> Recurrent:
+    """Return the same layer, run by the core."""
+    return run_by(layer, recurrence)
+
+
+def runs(layer: Recurrent, backend: Backend, dtype: str, batch: int) -> list[Run]:
+    """Return the layer on every engine that can run so many sequences, the core first."""
     try:
         chosen = engine(layer.cell, backend.asarray(np.zeros((1, 1)), dtype))
+        if isinstance(chosen, Cuda):
+            ops = operations(backend.xp)
+            engines = chosen.able(layer.cell, np.dtype(dtype), batch, ops)
+        else:
+            engines = [recurrence] if chosen is recurrence else [recurrence, chosen]
     except Exception:  # any: whatever it is, to run the layer raises it again
-        return [core, Run("unknown", layer)]
-    if chosen is recurrence:
-        return [core]
-    return [core, Run(_name(chosen), layer)]
+        return [Run(CORE, on_core(layer)), Run("unknown", layer)]
+    return [Run(_name(each), run_by(layer, each)) for each in engines]
 
 
 def _name(chosen: Any) -> str:
-    """Return an engine's name: that of its folder or module, or the instruction set's."""
+    """Return an engine's name: that of its module or class, or the instruction set's."""
+    if chosen is recurrence:
+        return CORE
     if hasattr(chosen, "threads"):
         return f"kernels {chosen.name}"
-    module = getattr(chosen, "__name__", type(chosen).__module__)
-    return str(module).split(".")[2]  # after rnn_xp.accelerate
+    name: str = getattr(chosen, "__name__", type(chosen).__name__.lower())
+    return name.rpartition(".")[2]

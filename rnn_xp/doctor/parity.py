@@ -240,7 +240,7 @@ def checks(backend: Backend, names: list[str], configs: list[Config]) -> Iterato
     """Check configurations in some dtypes, by the core and by the engine of this backend."""
     for config in configs:
         for dtype in names:
-            for engine, layer in runs(config.layer, backend, dtype):
+            for engine, layer in runs(config.layer, backend, dtype, config.shape[1]):
                 if (backend.name, dtype, engine) != ("numpy", "float64", CORE):  # the reference
                     errors, failure = _tried(layer, backend, dtype, config)
                     most = bound(config, dtype)

@@ -1,6 +1,7 @@
 """CuPy: the engine that chooses, for each run, by the cell, its sizes and its dtype.
 
-    persistent   all steps in one kernel, where that fits the device and pays: `persistent`
+    persistent   all steps in one kernel, where that fits the device and pays: `persistent`;
+                 tried on each device before the first run of a cell: `trial`
     fused        a product and a kernel a step, where there is a kernel: `fused`
     core         what is left, peepholes and projections among it: `recurrence`
 
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from rnn_xp import recurrence
 from rnn_xp.accelerate import Engine
-from rnn_xp.accelerate.cuda import fused, persistent
+from rnn_xp.accelerate.cuda import fused, persistent, trial
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
 from rnn_xp.backend import Array, Namespace, Operations, device_of
@@ -51,13 +52,21 @@ class Cuda:
 
     def __init__(self, fused: Fused, persistent: Persistent | None = None) -> None:
         self._fused, self._persistent = fused, persistent
+        self._tried: dict[tuple[Any, ...], bool] = {}
 
-    def choose(self, cell: Cell, dtype: Any, batch: int = 1) -> Engine:
-        """Return the engine for a run of so many sequences on the current device."""
+    def able(self, cell: Cell, dtype: Any, batch: int, ops: Operations) -> list[Engine]:
+        """Return what can run so many sequences on the current device, the best last."""
+        found: list[Engine] = [recurrence]
+        if self._fused.takes(cell, dtype):
+            found.append(self._fused)
         whole = self._persistent
         if whole is not None and whole.takes(cell, dtype) and whole.pays(cell, batch):
-            return whole
-        return self._fused if self._fused.takes(cell, dtype) else recurrence
+            key = (whole.limits(), type(cell))
+            if key not in self._tried:
+                self._tried[key] = trial.passes(whole, self._fused, cell, ops)
+            if self._tried[key]:
+                found.append(whole)
+        return found
 
     def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> Arranged:
         """Keep the weights: how they are arranged depends on the run."""
@@ -77,7 +86,7 @@ class Cuda:
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
         with device_of(x):
-            engine = self.choose(cell, x.dtype, x.shape[1])
+            engine = self.able(cell, x.dtype, x.shape[1], ops)[-1]
             if engine not in w.folded:
                 w.folded[engine] = engine.fold(cell, ops.xp, w.weights)
             y, last, chunks = engine.run(

@@ -43,7 +43,7 @@ class Persistent(Fused):
 
     def __init__(self, kernels: Callable[[int], Kernels], limits: Callable[[], Limits]) -> None:
         super().__init__(kernels)
-        self._limits = limits
+        self.limits = limits
 
     def takes(self, cell: Cell, dtype: Any) -> bool:
         """Tell whether there are kernels for this cell and dtype."""
@@ -51,7 +51,7 @@ class Persistent(Fused):
 
     def pays(self, cell: Cell, batch: int) -> bool:
         """Tell whether a run of so many sequences fits the current device, and costs less here."""
-        return batch > 0 and pays(_CELLS[type(cell)][1], cell.hidden_size, batch, self._limits())
+        return batch > 0 and pays(_CELLS[type(cell)][1], cell.hidden_size, batch, self.limits())
 
     def _forward(
         self,
@@ -108,7 +108,7 @@ class Persistent(Fused):
         kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
 
     def _plan(self, cell: Cell, batch: int, part: str) -> Plan:
-        found = plans(_CELLS[type(cell)][1], cell.hidden_size, batch, self._limits())
+        found = plans(_CELLS[type(cell)][1], cell.hidden_size, batch, self.limits())
         assert found is not None, "chosen without `pays`"
         return found[part == "backward"]
 

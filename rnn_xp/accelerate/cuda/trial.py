@@ -1,0 +1,70 @@
+"""Whether the kernels of all steps can be trusted on a device: a short run beside those of a step.
+
+That the blocks wait for each other is what only a device with its driver shows: so each cell's
+kernel is tried there before its first run, and not used if that goes wrong.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from rnn_xp.accelerate.cuda.fused import Fused
+from rnn_xp.backend import Array, Operations, to_floats
+from rnn_xp.cells.base import Cell
+from rnn_xp.recurrence import Ragged
+
+MOST = 1e-4
+"""The largest error that counts as rounding, relative to the largest element of its array."""
+_STEPS, _BATCH, _INPUTS, _HIDDEN = 12, 5, 3, 70
+
+
+def passes(tried: Fused, known: Fused, cell: Cell, ops: Operations) -> bool:
+    """Tell whether two engines agree about a small network of a cell; warn if they do not."""
+    try:
+        found, expected = (_results(engine, cell, ops) for engine in (tried, known))
+        pairs = zip(found, expected, strict=True)
+        errors = to_floats([_error(ops, *pair) for pair in pairs])
+        wrong = next((f"off by {error:.2g}" for error in errors if not error <= MOST), "")
+    except Exception as error:  # any: the driver's, the compiler's
+        wrong = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if wrong:
+        warnings.warn(
+            f"the CUDA kernel of all steps of {type(cell).__name__} goes wrong on this device, and "
+            f"is not used: {wrong} (rnn-xp doctor --json report.json writes what an issue needs)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not wrong
+
+
+def _error(ops: Operations, found: Array, expected: Array) -> Array:
+    xp = ops.xp
+    return xp.max(xp.abs(found - expected)) / xp.max(xp.abs(expected))
+
+
+def _results(engine: Fused, cell: Cell, ops: Operations) -> list[Array]:
+    """Return y, the state and all gradients of a small ragged run."""
+    xp = ops.xp
+    small: Any = type(cell)(_HIDDEN)
+
+    def numbers(*shape: int, scale: float = 1.0) -> Array:
+        """Return numbers without a generator: the same ones everywhere."""
+        host = scale * np.cos(1.7 * np.arange(np.prod(shape)) + len(shape))
+        return xp.asarray(host.reshape(shape).astype("float32"))
+
+    weights = {
+        name: numbers(*shape, scale=0.2) for name, shape in small.shapes(_INPUTS, True).items()
+    }
+    x, dy = numbers(_STEPS, _BATCH, _INPUTS), numbers(_STEPS, _BATCH, _HIDDEN)
+    state = [numbers(_BATCH, _HIDDEN) for _ in small.state]
+    ragged = Ragged.of(np.arange(_STEPS - _BATCH, _STEPS) + 1, _STEPS, x)
+    w = engine.fold(small, xp, weights)
+    y, last, kept = engine.run(small, ops, w, x, state, ragged, reverse=False, keep=True)
+    assert kept is not None
+    gradients, dx, first = engine.run_backward(
+        small, ops, weights, kept, dy, state, ragged, reverse=False
+    )
+    return [y, *last, *gradients.values(), dx, *first]
