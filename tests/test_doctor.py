@@ -237,6 +237,7 @@ def test_pytorch_is_timed_beside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_timed_says_why() -> None:
+    need("torch")
     found = list(speed.cudnn_times([parity.Config("GRU", (3, 2, 4, 5))], "nowhere"))
     assert found[0].failure.startswith("RuntimeError: ")
     assert "RuntimeError: " in report.time_line(found[0])
