@@ -36,6 +36,7 @@ struct Step {
   T* da;         // gradients with respect to the pre-activations of the input's product
   T* da_hh;      // ... of the recurrent product, where they are others
   T* da_u;       // ... of the second recurrent product
+  T* dh0;        // of the initial state, rows of H
 
   INLINE_MEMBER bool valid(long row) const { return !lengths || t < lengths[row]; }
 };
@@ -69,6 +70,14 @@ INLINE void put_carry(const Step<T>& s, long row, long at, Vector<T> carry) {
 template <class T>
 INLINE void put_zeros(T* p, int vectors) {
   for (int k = 0; k < vectors; k++) store(p + k * LANES<T>, Vector<T>{});
+}
+
+// The gradient with respect to the initial state.
+template <class T>
+INLINE void put_dh0(const Step<T>& s, long row, long at, const T* sum) {
+  Vector<T> dh = load(sum);
+  if (s.carry) dh += load(s.carry + row * s.padded + at);
+  store_part(s.dh0 + row * s.H + at, dh, s.H - at);
 }
 
 // What the loop asks of a cell:

@@ -5,20 +5,18 @@
 
 namespace {
 
-template <class T, class F>
-INLINE long with_cell(const Call& call, Team team, F f) {
-  switch (call.cell) {
-    case ELMAN_TANH:
-    case ELMAN_RELU: return f(Recurrence<T, Elman>(call, team));
-    case LSTM: return f(Recurrence<T, Lstm>(call, team));
-    case GRU: return f(Recurrence<T, Gru>(call, team));
-    default: return f(Recurrence<T, ResetBefore>(call, team));
-  }
+template <class T>
+const Cell<T>& cell_at(int kind) {
+  static constexpr Cell<T> elman = cell_of<T, Elman>(), lstm = cell_of<T, Lstm>(),
+                           gru = cell_of<T, Gru>(), reset_before = cell_of<T, ResetBefore>();
+  static constexpr const Cell<T>* cells[CELL_KINDS] = {&elman, &elman, &lstm, &gru, &reset_before};
+  return *cells[kind];
 }
 
 template <class F>
 INLINE long dispatch(const Call& call, Team team, F f) {
-  return call.is_double ? with_cell<double>(call, team, f) : with_cell<float>(call, team, f);
+  if (call.is_double) return f(Recurrence<double>(cell_at<double>(call.cell), call, team));
+  return f(Recurrence<float>(cell_at<float>(call.cell), call, team));
 }
 
 constexpr Team ALONE = {0, 1, nullptr};

@@ -1,4 +1,4 @@
-// The time loop of one cell, forward and backward through time.
+// The time loop, forward and backward through time, for any cell.
 //
 //   forward:   for a chunk of steps at once gates = W_ih x + b; then, step after step, one product
 //              with the packed recurrent weights, whose tiles the cell finishes in the cache
@@ -31,21 +31,80 @@ INLINE int panel_width(long vectors) {
   return (int)(vectors >= 8 ? TILE_VECTORS : most(1, (vectors + 1) / 2));
 }
 
-// What does not depend on the cell.
+// A product of one step: init + A W.
 template <class T>
-struct Run {
+struct Operands {
+  const T* A;  // rows of K numbers; null is zeros
+  long lda, K;
+  const T* W;  // packed: panels of one vector of units with all gates or, with one gate, of several
+  int gates;
+  const T* init;  // one row, or null for zeros
+};
+
+// Form the sums of these rows and panels, each of `wide` vectors of units, and let a function of the
+// cell finish each vector of units of each row while its sums are in the cache.
+template <class T>
+using StepProduct = void (*)(const Step<T>&, const Operands<T>&, Span panels, Span rows, long units,
+                             int wide);
+
+template <class T, void (*finish)(const Step<T>&, long row, long at, const T* sum)>
+NOINLINE void multiply(const Step<T>& s, const Operands<T>& o, Span panels, Span rows, long units,
+                       int wide) {
+  constexpr int L = LANES<T>;
+  alignas(64) T sums[TILE_ROWS * TILE_VECTORS * L];
+  for (long p = panels.first; p < panels.last; p++) {
+    const long u = p * wide;
+    const int count = (int)least(wide, units - u), n = count * o.gates;
+    const T* w = o.W + u * o.gates * L * o.K;
+    const T* start = o.init ? o.init + u * o.gates * L : nullptr;
+    for_rows(rows.first, rows.last, [&](long row, int m) {
+      tile_of<T>(m, n)(o.A ? o.K : 0, o.A ? o.A + row * o.lda : nullptr, o.lda, 1, w, start, 0,
+                       sums, n * L);
+      for (int i = 0; i < m; i++)
+        for (int j = 0; j < count; j++)
+          finish(s, row + i, (u + j) * L, sums + (i * n + j * o.gates) * L);
+    });
+  }
+}
+
+// A cell as the loop takes it: its sizes (cells.h), and its products.
+template <class T>
+struct Cell {
+  int x_gates, h_gates, u_gates, slots, da, da_hh;
+  bool has_c, carries, keeps_gates;
+  StepProduct<T> forward, backward, forward_u, backward_u;
+};
+
+template <class T, template <class> class Of>
+constexpr Cell<T> cell_of() {
+  typedef Of<T> C;
+  Cell<T> cell{C::X_GATES, C::H_GATES, C::U_GATES, C::SLOTS, C::DA, C::DA_HH,
+               C::HAS_C, C::CARRIES, C::KEEPS_GATES,
+               multiply<T, C::forward>, multiply<T, C::backward>, nullptr, nullptr};
+  if constexpr (C::U_GATES > 0) {
+    cell.forward_u = multiply<T, C::forward_u>;
+    cell.backward_u = multiply<T, C::backward_u>;
+  }
+  return cell;
+}
+
+template <class T>
+struct Recurrence {
   typedef Vector<T> V;
   static constexpr int L = LANES<T>;
+  static constexpr long CHUNK_ROWS = 512;          // of a backward chunk
+  static constexpr long CHUNK_BYTES = 512 * 1024;  // of `gates`, in a forward chunk
 
+  const Cell<T>& cell;
   const Call& a;
   const Team team;
   const long steps, B, I, H;
   const long units, padded, inputs;  // vectors of hidden units, their numbers, vectors of inputs
   const int width;                   // of a panel with one gate
 
-  Run(const Call& call, Team team)
-      : a(call), team(team), steps(call.T), B(call.B), I(call.I), H(call.H), units(upward(H, L)),
-        padded(units * L), inputs(upward(I, L)), width(panel_width(units)) {}
+  Recurrence(const Cell<T>& cell, const Call& call, Team team)
+      : cell(cell), a(call), team(team), steps(call.T), B(call.B), I(call.I), H(call.H),
+        units(upward(H, L)), padded(units * L), inputs(upward(I, L)), width(panel_width(units)) {}
 
   void sync() const {
     if (team.size > 1) meet(team.barrier, team.me);
@@ -179,22 +238,6 @@ struct Run {
         }
     }
   }
-};
-
-template <class T, template <class> class CellOf>
-struct Recurrence : Run<T> {
-  typedef CellOf<T> Cell;
-  typedef Vector<T> V;
-  static constexpr int L = LANES<T>;
-  static constexpr long CHUNK_ROWS = 512;          // of a backward chunk
-  static constexpr long CHUNK_BYTES = 512 * 1024;  // of `gates`, in a forward chunk
-
-  using Run<T>::a, Run<T>::team, Run<T>::steps, Run<T>::B, Run<T>::I, Run<T>::H, Run<T>::units,
-      Run<T>::padded, Run<T>::inputs, Run<T>::width, Run<T>::sync, Run<T>::by_units, Run<T>::rows,
-      Run<T>::panels, Run<T>::pack_forward, Run<T>::pack_transposed, Run<T>::pack_x,
-      Run<T>::pack_states, Run<T>::copy_in, Run<T>::copy_out, Run<T>::dx_product,
-      Run<T>::gather_columns, Run<T>::gradient, Run<T>::clear;
-  using Run<T>::Run;
 
   // ---- Memory ----
 
@@ -206,11 +249,11 @@ struct Recurrence : Run<T> {
   Packed packed() const {
     Area area{(char*)a.packed};
     Packed p;
-    p.bias = area.take<T>(padded * Cell::X_GATES);
-    p.bias_hh = area.take<T>(padded * Cell::H_GATES);
-    p.w_ih = area.take<T>(padded * Cell::X_GATES * I);
-    p.w_hh = area.take<T>(padded * Cell::H_GATES * H);
-    p.w_u = area.take<T>(padded * Cell::U_GATES * H);
+    p.bias = area.take<T>(padded * cell.x_gates);
+    p.bias_hh = area.take<T>(padded * cell.h_gates);
+    p.w_ih = area.take<T>(padded * cell.x_gates * I);
+    p.w_hh = area.take<T>(padded * cell.h_gates * H);
+    p.w_u = area.take<T>(padded * cell.u_gates * H);
     p.bytes = area.next - (char*)a.packed;
     return p;
   }
@@ -225,16 +268,16 @@ struct Recurrence : Run<T> {
   Kept kept(void* at, long states, long count) const {
     Area area{(char*)at};
     Kept k;
-    k.gates = area.take<T>(count * B * padded * Cell::SLOTS);
+    k.gates = area.take<T>(count * B * padded * cell.slots);
     k.h = area.take<T>(states * B * padded);
-    k.c = area.take<T>(Cell::HAS_C ? states * B * padded : 0);
-    k.u = area.take<T>(Cell::U_GATES ? count * B * padded : 0);
+    k.c = area.take<T>(cell.has_c ? states * B * padded : 0);
+    k.u = area.take<T>(cell.u_gates ? count * B * padded : 0);
     k.bytes = area.next - (char*)at;
     return k;
   }
 
   long forward_steps() const {
-    const long rows = CHUNK_BYTES / (long)(padded * Cell::SLOTS * sizeof(T));
+    const long rows = CHUNK_BYTES / (long)(padded * cell.slots * sizeof(T));
     return least(steps, most(1, least(rows, CHUNK_ROWS) / B));
   }
   long backward_steps() const { return least(steps, most(1, CHUNK_ROWS / B)); }
@@ -242,12 +285,12 @@ struct Recurrence : Run<T> {
   long packed_bytes() const { return packed().bytes; }
 
   long kept_bytes() const {
-    return kept(nullptr, steps + 1, Cell::KEEPS_GATES ? steps : 0).bytes;
+    return kept(nullptr, steps + 1, cell.keeps_gates ? steps : 0).bytes;
   }
 
   long forward_bytes() const {
     if (!a.kept) return kept(nullptr, 2, forward_steps()).bytes;
-    return Cell::KEEPS_GATES ? 0 : (long)sizeof(T) * forward_steps() * B * padded * Cell::SLOTS;
+    return cell.keeps_gates ? 0 : (long)sizeof(T) * forward_steps() * B * padded * cell.slots;
   }
 
   struct Backward {
@@ -259,15 +302,15 @@ struct Recurrence : Run<T> {
     Area area{(char*)a.scratch};
     Backward b;
     const long rows = backward_steps() * B;
-    b.w_hh = area.take<T>(padded * Cell::H_GATES * padded);
-    b.w_u = area.take<T>(padded * Cell::U_GATES * padded);
-    b.w_ih = area.take<T>(padded * Cell::X_GATES * inputs * L);
-    b.da = area.take<T>((rows + (Cell::DA_HH ? 0 : B)) * padded * Cell::DA);
-    b.da_hh = area.take<T>(Cell::DA_HH ? (rows + B) * padded * Cell::DA_HH : 0);
-    b.da_u = area.take<T>(Cell::U_GATES ? B * padded : 0);
+    b.w_hh = area.take<T>(padded * cell.h_gates * padded);
+    b.w_u = area.take<T>(padded * cell.u_gates * padded);
+    b.w_ih = area.take<T>(padded * cell.x_gates * inputs * L);
+    b.da = area.take<T>((rows + (cell.da_hh ? 0 : B)) * padded * cell.da);
+    b.da_hh = area.take<T>(cell.da_hh ? (rows + B) * padded * cell.da_hh : 0);
+    b.da_u = area.take<T>(cell.u_gates ? B * padded : 0);
     b.carry = area.take<T>(B * padded);
-    b.dc = area.take<T>(Cell::HAS_C ? B * padded : 0);
-    b.columns = area.take<T>(rows * padded * most(Cell::DA, Cell::DA_HH));
+    b.dc = area.take<T>(cell.has_c ? B * padded : 0);
+    b.columns = area.take<T>(rows * padded * most(cell.da, cell.da_hh));
     b.x = area.take<T>(rows * inputs * L);
     b.h = area.take<T>(rows * padded);
     b.bytes = area.next - (char*)a.scratch;
@@ -276,25 +319,17 @@ struct Recurrence : Run<T> {
 
   // ---- Products of a step ----
 
-  // For own rows and panels: sums = init + A W, then finish(row, first unit of a vector, sum).
-  template <class F>
-  INLINE_MEMBER void step_product(const T* A, long lda, long K, const T* W, int gates,
-                                  const T* init, F finish) const {
+  // Of own rows and panels.
+  void step_product(StepProduct<T> product, const Step<T>& s, const T* A, long lda, long K,
+                    const T* W, int gates, const T* init) const {
     const int wide = gates == 1 ? width : 1;
-    const Span mine = panels(upward(units, wide)), batch = rows();
-    alignas(64) T sums[TILE_ROWS * TILE_VECTORS * L];
-    for (long p = mine.first; p < mine.last; p++) {
-      const long u = p * wide;
-      const int count = (int)least(wide, units - u), n = count * gates;
-      const T* w = W + u * gates * L * K;
-      const T* start = init ? init + u * gates * L : nullptr;
-      for_rows(batch.first, batch.last, [&](long row, int m) {
-        tile_of<T>(m, n)(A ? K : 0, A ? A + row * lda : nullptr, lda, 1, w, start, 0, sums, n * L);
-        for (int i = 0; i < m; i++)
-          for (int j = 0; j < count; j++)
-            finish(row + i, (u + j) * L, sums + (i * n + j * gates) * L);
-      });
-    }
+    product(s, {A, lda, K, W, gates, init}, panels(upward(units, wide)), rows(), units, wide);
+  }
+
+  // With transposed weights: their columns are units, one panel beside the other.
+  void step_product_back(StepProduct<T> product, const Step<T>& s, const T* A, const T* W,
+                         int gates) const {
+    step_product(product, s, A, padded * gates, padded * gates, W, 1, nullptr);
   }
 
   // ---- Forward ----
@@ -303,20 +338,20 @@ struct Recurrence : Run<T> {
     const Packed p = packed();
     const T *w_ih = (const T*)a.weight_ih, *w_hh = (const T*)a.weight_hh;
     if (team.me == 0) pack_bias(p);
-    pack_forward(w_ih, I, Cell::X_GATES, p.w_ih);
-    pack_forward(w_hh, H, Cell::H_GATES, p.w_hh);
-    if (Cell::U_GATES) pack_forward(w_hh + 2 * H * H, H, 1, p.w_u);
+    pack_forward(w_ih, I, cell.x_gates, p.w_ih);
+    pack_forward(w_hh, H, cell.h_gates, p.w_hh);
+    if (cell.u_gates) pack_forward(w_hh + 2 * H * H, H, 1, p.w_u);
   }
 
   void pack_bias(const Packed& p) const {
     const T *b_ih = (const T*)a.bias_ih, *b_hh = (const T*)a.bias_hh;
-    const bool apart = Cell::H_GATES == 3;  // b_hn stands inside the reset product
-    __builtin_memset(p.bias, 0, sizeof(T) * padded * Cell::X_GATES);
-    __builtin_memset(p.bias_hh, 0, sizeof(T) * padded * Cell::H_GATES);
+    const bool apart = cell.h_gates == 3;  // b_hn stands inside the reset product
+    __builtin_memset(p.bias, 0, sizeof(T) * padded * cell.x_gates);
+    __builtin_memset(p.bias_hh, 0, sizeof(T) * padded * cell.h_gates);
     if (!b_ih) return;
     for (long h = 0; h < H; h++)
-      for (int g = 0; g < Cell::X_GATES; g++) {
-        const long out = (h / L * Cell::X_GATES + g) * L + h % L, at = g * H + h;
+      for (int g = 0; g < cell.x_gates; g++) {
+        const long out = (h / L * cell.x_gates + g) * L + h % L, at = g * H + h;
         const bool inside = apart && g == 2;
         p.bias[out] = b_ih[at] + (inside ? 0 : b_hh[at]);
         if (inside) p.bias_hh[out] = b_hh[at];
@@ -327,15 +362,15 @@ struct Recurrence : Run<T> {
     const Packed p = packed();
     const bool keep = a.kept != nullptr;
     const long chunk = forward_steps(), state = B * padded;
-    Kept k = keep ? kept(a.kept, steps + 1, Cell::KEEPS_GATES ? steps : 0)
+    Kept k = keep ? kept(a.kept, steps + 1, cell.keeps_gates ? steps : 0)
                   : kept(a.scratch, 2, chunk);
-    if (keep && !Cell::KEEPS_GATES) k.gates = (T*)a.scratch;
-    const bool keep_gates = keep && Cell::KEEPS_GATES;
+    if (keep && !cell.keeps_gates) k.gates = (T*)a.scratch;
+    const bool keep_gates = keep && cell.keeps_gates;
     auto h_at = [&](long t) { return k.h + (keep ? t : t & 1) * state; };
-    auto c_at = [&](long t) { return Cell::HAS_C ? k.c + (keep ? t : 0) * state : nullptr; };
+    auto c_at = [&](long t) { return cell.has_c ? k.c + (keep ? t : 0) * state : nullptr; };
     const long begin = a.reverse ? steps : 0, end = a.reverse ? 0 : steps;
     copy_in(a.h0, h_at(begin));
-    if (Cell::HAS_C) copy_in(a.c0, c_at(begin));
+    if (cell.has_c) copy_in(a.c0, c_at(begin));
     sync();
 
     Step<T> s{};
@@ -344,45 +379,44 @@ struct Recurrence : Run<T> {
     for (long done = 0; done < steps; done += chunk) {
       const long count = least(chunk, steps - done);
       const long low = a.reverse ? steps - done - count : done;
-      T* gates = k.gates + (keep_gates ? low * B * padded * Cell::SLOTS : 0);
+      T* gates = k.gates + (keep_gates ? low * B * padded * cell.slots : 0);
       input_product(p, low, count, gates);
       sync();
       for (long i = 0; i < count; i++) {
         const long row = a.reverse ? count - 1 - i : i, t = low + row;
         s.t = t;
-        s.gates = gates + row * B * padded * Cell::SLOTS;
+        s.gates = gates + row * B * padded * cell.slots;
         s.h = h_at(t + a.reverse), s.h_new = h_at(t + !a.reverse);
         s.c = c_at(t + a.reverse), s.c_new = c_at(t + !a.reverse);
-        if (Cell::U_GATES) s.u = k.u + (keep_gates ? t : row) * state;
+        if (cell.u_gates) s.u = k.u + (keep_gates ? t : row) * state;
         s.y = (T*)a.y + t * B * a.ldy;
         const bool from_zero = done + i == 0 && !a.h0;
-        step_product(from_zero ? nullptr : s.h, padded, H, p.w_hh, Cell::H_GATES, p.bias_hh,
-                     [&](long r, long at, const T* sum) { Cell::forward(s, r, at, sum); });
-        if constexpr (Cell::U_GATES > 0) {
+        step_product(cell.forward, s, from_zero ? nullptr : s.h, padded, H, p.w_hh, cell.h_gates,
+                     p.bias_hh);
+        if (cell.u_gates) {
           if (by_units()) sync();
-          step_product(s.u, padded, H, p.w_u, 1, (const T*)nullptr,
-                       [&](long r, long at, const T* sum) { Cell::forward_u(s, r, at, sum); });
+          step_product(cell.forward_u, s, s.u, padded, H, p.w_u, 1, nullptr);
         }
         if (by_units()) sync();
       }
       if (!by_units()) sync();
     }
     copy_out(h_at(end), a.h_last);
-    if (Cell::HAS_C) copy_out(c_at(end), a.c_last);
+    if (cell.has_c) copy_out(c_at(end), a.c_last);
   }
 
   // gates = W_ih x + b for the steps [low, low + count)
   void input_product(const Packed& p, long low, long count, T* gates) const {
-    const int wide = Cell::X_GATES == 1 ? width : 1;
-    const long all = count * B, ld = padded * Cell::SLOTS;
+    const int wide = cell.x_gates == 1 ? width : 1;
+    const long all = count * B, ld = padded * cell.slots;
     const Span mine = panels(upward(units, wide));
     const Span part = by_units() ? Span{0, all} : share(all, team);
     const T* x = (const T*)a.x + low * B * a.ldx;
     for (long q = mine.first; q < mine.last; q++) {
       const long u = q * wide;
-      const int n = (int)least(wide, units - u) * Cell::X_GATES;
-      panel_product<T>(part.first, part.last, I, x, a.ldx, 1, p.w_ih + u * Cell::X_GATES * L * I, n,
-                       p.bias + u * Cell::X_GATES * L, 0, gates + u * Cell::SLOTS * L, ld, n * L);
+      const int n = (int)least(wide, units - u) * cell.x_gates;
+      panel_product<T>(part.first, part.last, I, x, a.ldx, 1, p.w_ih + u * cell.x_gates * L * I, n,
+                       p.bias + u * cell.x_gates * L, 0, gates + u * cell.slots * L, ld, n * L);
     }
   }
 
@@ -390,27 +424,27 @@ struct Recurrence : Run<T> {
 
   void backward() const {
     const Backward b = backward_area();
-    const Kept k = kept(a.kept, steps + 1, Cell::KEEPS_GATES ? steps : 0);
+    const Kept k = kept(a.kept, steps + 1, cell.keeps_gates ? steps : 0);
     const long chunk = backward_steps(), state = B * padded;
-    constexpr int RECURRENT = Cell::DA_HH ? Cell::DA_HH : Cell::DA;
-    T* const recurrent = Cell::DA_HH ? b.da_hh : b.da;  // with a row for the chunk before
-    const long ld = padded * RECURRENT, step = B * ld;
-    T* const da = Cell::DA_HH ? b.da : b.da + (a.reverse ? step : 0);
+    const int recurrent_gates = cell.da_hh ? cell.da_hh : cell.da;
+    T* const recurrent = cell.da_hh ? b.da_hh : b.da;  // with a row for the chunk before
+    const long ld = padded * recurrent_gates, step = B * ld;
+    T* const da = cell.da_hh ? b.da : b.da + (a.reverse ? step : 0);
     T* const da_hh = recurrent + (a.reverse ? step : 0);
     const T* const w_hh = (const T*)a.weight_hh;
 
-    pack_transposed(w_hh, Cell::H_GATES, H, width, b.w_hh);
-    if (Cell::U_GATES) pack_transposed(w_hh + 2 * H * H, 1, H, width, b.w_u);
-    pack_transposed((const T*)a.weight_ih, Cell::X_GATES, I, TILE_VECTORS, b.w_ih);
-    clear(a.dbias_ih, Cell::X_GATES, 1);
-    clear(a.dbias_hh, Cell::X_GATES, 1);
-    clear(a.dweight_ih, Cell::X_GATES, I);
-    clear(a.dweight_hh, Cell::X_GATES, H);
+    pack_transposed(w_hh, cell.h_gates, H, width, b.w_hh);
+    if (cell.u_gates) pack_transposed(w_hh + 2 * H * H, 1, H, width, b.w_u);
+    pack_transposed((const T*)a.weight_ih, cell.x_gates, I, TILE_VECTORS, b.w_ih);
+    clear(a.dbias_ih, cell.x_gates, 1);
+    clear(a.dbias_hh, cell.x_gates, 1);
+    clear(a.dweight_ih, cell.x_gates, I);
+    clear(a.dweight_hh, cell.x_gates, H);
     copy_in(a.dh_last, b.carry);
-    if (Cell::HAS_C) copy_in(a.dc_last, b.dc);
+    if (cell.has_c) copy_in(a.dc_last, b.dc);
     sync();
 
-    const bool carries = Cell::CARRIES || a.lengths;
+    const bool carries = cell.carries || a.lengths;
     Step<T> s{};
     s.H = H, s.padded = padded, s.relu = a.cell == ELMAN_RELU, s.lengths = a.lengths;
     s.lddy = a.lddy, s.dc = b.dc, s.da_u = b.da_u, s.carry_new = carries ? b.carry : nullptr;
@@ -421,18 +455,16 @@ struct Recurrence : Run<T> {
       for (long i = 0; i < count; i++) {
         const long row = a.reverse ? i : count - 1 - i, t = low + row;
         s.t = t;
-        s.gates = k.gates + t * B * padded * Cell::SLOTS;
+        s.gates = k.gates + t * B * padded * cell.slots;
         s.h = k.h + (t + a.reverse) * state, s.h_new = k.h + (t + !a.reverse) * state;
         s.c = k.c + (t + a.reverse) * state, s.c_new = k.c + (t + !a.reverse) * state;
         s.dy = (const T*)a.dy + t * B * a.lddy;
-        s.da = da + row * B * padded * Cell::DA, s.da_hh = da_hh + row * step;
+        s.da = da + row * B * padded * cell.da, s.da_hh = da_hh + row * step;
         s.carry = carries || (done + i == 0 && a.dh_last) ? b.carry : nullptr;
-        step_product_back(after, b.w_hh, RECURRENT,
-                          [&](long r, long at, const T* sum) { Cell::backward(s, r, at, sum); });
-        if constexpr (Cell::U_GATES > 0) {
+        step_product_back(cell.backward, s, after, b.w_hh, recurrent_gates);
+        if (cell.u_gates) {
           if (by_units()) sync();
-          step_product_back(s.da_u, b.w_u, 1,
-                            [&](long r, long at, const T* sum) { Cell::backward_u(s, r, at, sum); });
+          step_product_back(cell.backward_u, s, s.da_u, b.w_u, 1);
         }
         if (by_units()) sync();
         after = s.da_hh;
@@ -451,19 +483,9 @@ struct Recurrence : Run<T> {
       }
     }
     // The gradient with respect to the initial state.
-    s.carry = carries ? b.carry : nullptr;
-    T* const dh0 = (T*)a.dh0;
-    step_product_back(after, b.w_hh, RECURRENT, [&](long r, long at, const T* sum) {
-      V dh = load(sum);
-      if (s.carry) dh += load(s.carry + r * padded + at);
-      store_part(dh0 + r * H + at, dh, H - at);
-    });
-    if (Cell::HAS_C) copy_out(b.dc, a.dc0);
-  }
-
-  template <class F>
-  INLINE_MEMBER void step_product_back(const T* A, const T* W, int gates, F finish) const {
-    step_product(A, padded * gates, padded * gates, W, 1, (const T*)nullptr, finish);
+    s.carry = carries ? b.carry : nullptr, s.dh0 = (T*)a.dh0;
+    step_product_back(multiply<T, put_dh0<T>>, s, after, b.w_hh, recurrent_gates);
+    if (cell.has_c) copy_out(b.dc, a.dc0);
   }
 
   // Add a chunk's part to the gradients of the weights, and write its dx.
@@ -472,18 +494,18 @@ struct Recurrence : Run<T> {
     const long rows = count * B;
     pack_x(low, rows, b.x);
     pack_states(k.h + (low + a.reverse) * B * padded, rows, b.h);
-    dx_product(da, Cell::DA, low, rows, b.w_ih);
+    dx_product(da, cell.da, low, rows, b.w_ih);
     sync();
-    const bool apart = Cell::DA_HH && !Cell::U_GATES;  // the two products' da differ
-    gather_columns(da, Cell::DA, rows, b.columns, a.dbias_ih, apart ? nullptr : a.dbias_hh);
-    gradient(b.columns, 0, Cell::X_GATES, rows, b.x, I, a.dweight_ih);
-    if (apart) gather_columns(da_hh, Cell::DA_HH, rows, b.columns, nullptr, a.dbias_hh);
-    gradient(b.columns, 0, Cell::H_GATES, rows, b.h, H, a.dweight_hh);
-    if constexpr (Cell::U_GATES > 0) {
+    const bool apart = cell.da_hh && !cell.u_gates;  // the two products' da differ
+    gather_columns(da, cell.da, rows, b.columns, a.dbias_ih, apart ? nullptr : a.dbias_hh);
+    gradient(b.columns, 0, cell.x_gates, rows, b.x, I, a.dweight_ih);
+    if (apart) gather_columns(da_hh, cell.da_hh, rows, b.columns, nullptr, a.dbias_hh);
+    gradient(b.columns, 0, cell.h_gates, rows, b.h, H, a.dweight_hh);
+    if (cell.u_gates) {
       sync();
       pack_states(k.u + low * B * padded, rows, b.h);
       sync();
-      gradient(b.columns, Cell::H_GATES, Cell::DA, rows, b.h, H, a.dweight_hh);
+      gradient(b.columns, cell.h_gates, cell.da, rows, b.h, H, a.dweight_hh);
     }
   }
 };
