@@ -53,21 +53,23 @@ class Ragged(NamedTuple):
         return None if t < self.shortest else self.valid[t, ...]
 
 
+class Loop(NamedTuple):
+    """One walk over time, whatever the arrays."""
+
+    cell: Cell
+    ops: Operations
+    ragged: Ragged | None
+    reverse: bool
+    """From the last step to the first."""
+
+
 def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded:
     """Arrange the weights for `run`."""
     return cell.fold(xp, weights)
 
 
 def run(
-    cell: Cell,
-    ops: Operations,
-    w: Folded,
-    x: Array,
-    state: Sequence[Array | None],
-    ragged: Ragged | None,
-    *,
-    reverse: bool,
-    keep: bool,
+    loop: Loop, w: Folded, x: Array, state: Sequence[Array | None], *, keep: bool
 ) -> tuple[Array, Sequence[Array], list[Chunk]]:
     """Run the cell over x.
 
@@ -75,7 +77,6 @@ def run(
     ----------
     x : (T, B, I)
     state : (B, H) for each part of the cell's state; None is zeros
-    reverse : from the last step to the first
     keep : keep what `run_backward` needs
 
     Returns
@@ -84,6 +85,7 @@ def run(
     state : the state after the last step that was visited, like the one that goes in
     chunks : in the order of the visits; empty without `keep`
     """
+    cell, ops, ragged, reverse = loop
     steps, batch = x.shape[0], x.shape[1]
     if ragged is not None:
         x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
@@ -92,7 +94,7 @@ def run(
     chunks: list[Chunk] = []
     columns = _columns(cell, ops, state, x)
     for start, stop in _spans(ops, steps, batch, reverse):
-        chunk = _run_chunk(cell, ops, w, x, start, stop, columns, ragged, reverse, work)
+        chunk = _run_chunk(loop, w, x, start, stop, columns, work)
         columns = tuple(part[0 if reverse else -1, ...] for part in chunk.after)
         y = ops.put(y, start, stop, ops.xp.permute_dims(chunk.after[0], (0, 2, 1)))
         if keep:
@@ -117,17 +119,15 @@ def _columns(
 
 
 def _run_chunk(
-    cell: Cell,
-    ops: Operations,
+    loop: Loop,
     w: Folded,
     x: Array,
     start: int,
     stop: int,
     state: Sequence[Array],
-    ragged: Ragged | None,
-    reverse: bool,
     work: Sequence[Array],
 ) -> Chunk:
+    cell, ops, ragged, reverse = loop
     steps, batch = stop - start, x.shape[1]
     x = x[start:stop, ...]
     pre = _input_product(cell, ops, w, x)
@@ -175,15 +175,11 @@ def _input_product(cell: Cell, ops: Operations, w: Folded, x: Array) -> Array:
 
 
 def run_backward(
-    cell: Cell,
-    ops: Operations,
+    loop: Loop,
     weights: Weights,
     chunks: Sequence[Chunk],
     dy: Array,
     dstate: Sequence[Array | None],
-    ragged: Ragged | None,
-    *,
-    reverse: bool,
 ) -> tuple[Weights, Array, Sequence[Array]]:
     """Run the cell backward through time.
 
@@ -199,6 +195,7 @@ def run_backward(
     dx : (T, B, I)
     dstate : the gradient with respect to the initial state, like the one that goes in
     """
+    cell, ops, ragged, _ = loop
     xp = ops.xp
     steps, batch, size = dy.shape[0], dy.shape[1], chunks[0].x.shape[2]
     if ragged is not None:
@@ -210,9 +207,7 @@ def run_backward(
     total: Weights = {}
     columns: Sequence[Array] = _columns(cell, ops, dstate, dy)
     for chunk in reversed(chunks):
-        made, columns = _run_chunk_backward(
-            cell, ops, weights, w, chunk, dy, columns, ragged, reverse, work, held
-        )
+        made, columns = _run_chunk_backward(loop, weights, w, chunk, dy, columns, work, held)
         gradients, dx_rows = cell.gradients(ops, weights, chunk, made)
         for name, gradient in gradients.items():
             total[name] = (
@@ -224,18 +219,16 @@ def run_backward(
 
 
 def _run_chunk_backward(
-    cell: Cell,
-    ops: Operations,
+    loop: Loop,
     weights: Weights,
     w: Sequence[Array],
     chunk: Chunk,
     dy: Array,
     dstate: Sequence[Array],
-    ragged: Ragged | None,
-    reverse: bool,
     work: Sequence[Array],
     held: Sequence[Array],
 ) -> tuple[Sequence[Array], Sequence[Array]]:
+    cell, ops, ragged, reverse = loop
     start, stop = chunk.start, chunk.stop
     steps = stop - start
     columns = ops.contiguous(ops.xp.permute_dims(dy[start:stop, ...], (0, 2, 1)))

@@ -17,7 +17,7 @@ from rnn_xp.accelerate.cuda import fused
 from rnn_xp.accelerate.cuda.engine import Cuda, choose
 from rnn_xp.backend import InPlace, operations
 from rnn_xp.cells import CELLS, make_cell
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop, Ragged
 
 RUN_HERE = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 HOST = operations(np)
@@ -66,13 +66,10 @@ class Case:
         state, dstate = (
             [None if a is None else put(a) for a in part] for part in (self.state, self.dstate)
         )
-        y, last, chunks = engine.run(
-            self.cell, ops, w, put(x), state, kept, reverse=reverse, keep=True
-        )
-        again, *_ = engine.run(self.cell, ops, w, put(x), state, kept, reverse=reverse, keep=False)
-        gradients, dx, first = engine.run_backward(
-            self.cell, ops, weights, chunks, put(dy), dstate, kept, reverse=reverse
-        )
+        loop = Loop(self.cell, ops, kept, reverse)
+        y, last, chunks = engine.run(loop, w, put(x), state, keep=True)
+        again, *_ = engine.run(loop, w, put(x), state, keep=False)
+        gradients, dx, first = engine.run_backward(loop, weights, chunks, put(dy), dstate)
         assert gradients.keys() == weights.keys()
         return [y, again, *last, *(gradients[key] for key in weights), dx, *first]
 
@@ -133,11 +130,12 @@ def launches(name: str, steps: int, part: str, kernels: Any, ragged: bool) -> Co
     kept = Ragged(lengths, put(np.arange(steps)[:, None] < lengths), 0) if ragged else None
     w, x, none = engine.fold(cell, ops.xp, weights), put(case.x), [None] * len(case.state)
     standin.xp.launches.clear()
-    _, _, chunks = engine.run(cell, ops, w, x, none, kept, reverse=False, keep=part == "backward")
+    loop = Loop(cell, ops, kept, reverse=False)
+    _, _, chunks = engine.run(loop, w, x, none, keep=part == "backward")
     if part == "backward":
         dy = put(case.dy)
         standin.xp.launches.clear()
-        engine.run_backward(cell, ops, weights, chunks, dy, none, kept, reverse=False)
+        engine.run_backward(loop, weights, chunks, dy, none)
     return Counter(standin.xp.launches)
 
 

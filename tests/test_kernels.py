@@ -19,7 +19,7 @@ from rnn_xp import GRU, LSTM, recurrence
 from rnn_xp.accelerate import Engine, engine, native
 from rnn_xp.backend import operations
 from rnn_xp.cells import CELLS, make_cell
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop, Ragged
 
 HostArray = np.ndarray[Any, Any]
 SETS = native.instruction_sets()
@@ -81,17 +81,13 @@ def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     if given_["lengths"] is not None:
         ragged = Ragged.of(given_["lengths"], case.steps, x)
     folded = runner.fold(cell, np, weights)
-    passes = [
-        runner.run(cell, OPS, folded, x, given_["state"], ragged, reverse=case.reverse, keep=keep)
-        for keep in (True, False)
-    ]
+    loop = Loop(cell, OPS, ragged, case.reverse)
+    passes = [runner.run(loop, folded, x, given_["state"], keep=keep) for keep in (True, False)]
     (y, last, kept), (y_inference, last_inference, _) = passes
     np.testing.assert_array_equal(y, y_inference)
     np.testing.assert_array_equal(last, last_inference)
     y += 1000.0  # what is kept does not depend on it
-    gradients, dx, first = runner.run_backward(
-        cell, OPS, weights, kept, given_["dy"], given_["dstate"], ragged, reverse=case.reverse
-    )
+    gradients, dx, first = runner.run_backward(loop, weights, kept, given_["dy"], given_["dstate"])
     return {
         "y": y - 1000.0 if case.dtype == "float64" else y_inference,
         "dx": dx,
@@ -246,9 +242,8 @@ def test_huge_and_undefined_numbers(name: str, kind: str, dtype: str) -> None:
     x[:, 1] = -np.inf
     x[2, 2] = np.nan
     folded = runner.fold(cell, np, arrays["weights"])
-    y, _, _ = runner.run(
-        cell, OPS, folded, x, [None, None][: len(cell.state)], None, reverse=False, keep=False
-    )
+    loop, state = Loop(cell, OPS, None, reverse=False), [None] * len(cell.state)
+    y, _, _ = runner.run(loop, folded, x, state, keep=False)
     if kind != "rnn_relu":
         assert np.abs(y[:, 0]).max() <= 1.0
     assert np.isnan(y[2:, 2]).any(axis=1).all()
@@ -268,7 +263,7 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
     elman = make_cell("rnn_tanh", 1)
     folded = runner.fold(elman, np, {"weight_ih": one, "weight_hh": one})
     x = a[None, :, None]
-    y, _, _ = runner.run(elman, OPS, folded, x, [None], None, reverse=False, keep=False)
+    y, _, _ = runner.run(Loop(elman, OPS, None, reverse=False), folded, x, [None], keep=False)
     exact = np.tanh(wide)
     spacing = np.spacing(np.abs(exact).astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
@@ -281,7 +276,7 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
     }
     state = [np.ones((a.size, 1), dtype=dtype)]
     folded = runner.fold(gru, np, weights)
-    y, _, _ = runner.run(gru, OPS, folded, x, state, None, reverse=False, keep=False)
+    y, _, _ = runner.run(Loop(gru, OPS, None, reverse=False), folded, x, state, keep=False)
     exact = 1 / (1 + np.exp(-wide))
     spacing = np.spacing(exact.astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps

@@ -32,7 +32,7 @@ from rnn_xp.accelerate import engine
 from rnn_xp.backend import operations
 from rnn_xp.cells.lstm import LSTM as LSTMCell
 from rnn_xp.layers.pool import Pool
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop, Ragged
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 BIDIRECTIONAL = OPTIONS["bidirectional"]
@@ -89,10 +89,9 @@ def run_engine(
     ops = operations(xp)
     ragged = None if lengths is None else Ragged.of(lengths, x.shape[0], x)
     folded = chosen.fold(cell, xp, weights)
-    y, last, kept = chosen.run(cell, ops, folded, x, state, ragged, reverse=reverse, keep=True)
-    gradients, dx, first = chosen.run_backward(
-        cell, ops, weights, kept, dy, dstate, ragged, reverse=reverse
-    )
+    loop = Loop(cell, ops, ragged, reverse)
+    y, last, kept = chosen.run(loop, folded, x, state, keep=True)
+    gradients, dx, first = chosen.run_backward(loop, weights, kept, dy, dstate)
     ordered = [gradients[name] for name in weights]
     return [np.asarray(a) for a in (y, *last, dx, *first, *ordered)]
 

@@ -16,7 +16,7 @@ from rnn_xp import recurrence
 from rnn_xp.accelerate import native
 from rnn_xp.backend import Array, Namespace, Operations, array_namespace
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop
 
 
 class Engine(Protocol):
@@ -27,29 +27,22 @@ class Engine(Protocol):
 
     def run(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         w: Any,
         x: Array,
         state: Sequence[Array | None],
-        ragged: Ragged | None,
         *,
-        reverse: bool,
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Any]:
         """Return y, the state, and what `run_backward` takes as `chunks`."""
 
     def run_backward(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         weights: Weights,
         chunks: Any,
         dy: Array,
         dstate: Sequence[Array | None],
-        ragged: Ragged | None,
-        *,
-        reverse: bool,
     ) -> tuple[Weights, Array, Sequence[Array]]:
         """Return the gradients of the weights, of x and of the initial state."""
 

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.backend import Array, Namespace, Operations
+from rnn_xp.backend import Array, Namespace
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop
 
 
 def _load() -> tuple[Any, str]:
@@ -96,17 +96,15 @@ class Native:
 
     def run(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         w: tuple[Array, int],
         x: Array,
         state: Sequence[Array | None],
-        ragged: Ragged | None,
         *,
-        reverse: bool,
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
+        cell, ragged = loop.cell, loop.ragged
         x, distance = _rows(x)
         (steps, batch, inputs), hidden = x.shape, cell.hidden_size
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
@@ -118,7 +116,7 @@ class Native:
             *shape,
             self.threads,
             self._split,
-            reverse,
+            loop.reverse,
             w[0],
             x,
             distance,
@@ -134,18 +132,14 @@ class Native:
 
     def run_backward(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         weights: Weights,
         chunks: Kept,
         dy: Array,
         dstate: Sequence[Array | None],
-        ragged: Ragged | None,
-        *,
-        reverse: bool,
     ) -> tuple[Weights, Array, Sequence[Array]]:
         """Run the cell backward through time; see `recurrence.run_backward`."""
-        x = chunks.x
+        cell, x = loop.cell, chunks.x
         dy, distance = _rows(dy)
         steps, batch, inputs = x.shape
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
@@ -157,7 +151,7 @@ class Native:
             *shape,
             self.threads,
             self._split,
-            reverse,
+            loop.reverse,
             weight_ih,
             weight_hh,
             x,

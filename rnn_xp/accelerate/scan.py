@@ -18,7 +18,7 @@ from jax import lax
 
 from rnn_xp.backend import Array, Namespace, Operations
 from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
-from rnn_xp.recurrence import Ragged, zero_where_invalid
+from rnn_xp.recurrence import Loop, zero_where_invalid
 
 
 class Kept(NamedTuple):
@@ -43,14 +43,11 @@ def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded:
 
 
 def run(
-    cell: Cell,
-    ops: Operations,
+    loop: Loop,
     w: Folded,
     x: Array,
     state: Sequence[Array | None],
-    ragged: Ragged | None,
     *,
-    reverse: bool,
     keep: bool,
 ) -> tuple[Array, Sequence[Array], Kept | None]:
     """Run the cell over x; as `recurrence.run`.
@@ -58,6 +55,7 @@ def run(
     With and without `keep` it is the same compiled function, with the same bits; inside a caller's
     `jax.jit`, what is not used afterwards is not computed.
     """
+    cell, ops, ragged, reverse = loop
     valid = None if ragged is None else ragged.valid
     state = _full(cell, state, x)
     y, last, *kept = _run(cell, ops, reverse, w, x, state, valid)
@@ -65,17 +63,14 @@ def run(
 
 
 def run_backward(
-    cell: Cell,
-    ops: Operations,
+    loop: Loop,
     weights: Weights,
     chunks: Kept,
     dy: Array,
     dstate: Sequence[Array | None],
-    ragged: Ragged | None,
-    *,
-    reverse: bool,
 ) -> tuple[Weights, Array, Sequence[Array]]:
     """Run the cell backward through time; as `recurrence.run_backward`."""
+    cell, ops, ragged, reverse = loop
     valid = None if ragged is None else ragged.valid
     dstate = _full(cell, dstate, dy)
     gradients, dx, first = _run_backward(cell, ops, reverse, weights, chunks, dy, dstate, valid)

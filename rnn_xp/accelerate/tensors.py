@@ -17,9 +17,9 @@ from torch.autograd.forward_ad import unpack_dual
 
 from rnn_xp import recurrence
 from rnn_xp.accelerate import Engine, engine
-from rnn_xp.backend import Array, Namespace, Operations, operations
+from rnn_xp.backend import Array, Namespace, operations
 from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop
 
 HostArray = np.ndarray[Any, Any]
 
@@ -55,71 +55,48 @@ def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded | Hosted:
 
 
 def run(
-    cell: Cell,
-    ops: Operations,
+    loop: Loop,
     w: Folded | Hosted,
     x: Array,
     state: Sequence[Array | None],
-    ragged: Ragged | None,
     *,
-    reverse: bool,
     keep: bool,
 ) -> tuple[Array, Sequence[Array], list[Chunk] | Kept | None]:
     """Run the cell over x; as `recurrence.run`."""
     if isinstance(w, Folded):
-        return recurrence.run(cell, ops, w, x, state, ragged, reverse=reverse, keep=keep)
+        return recurrence.run(loop, w, x, state, keep=keep)
     arrays = _hosts((x, *state))
     if arrays is None:
-        folded = recurrence.fold(cell, ops.xp, w.weights)
-        return recurrence.run(cell, ops, folded, x, state, ragged, reverse=reverse, keep=keep)
+        folded = recurrence.fold(loop.cell, loop.ops.xp, w.weights)
+        return recurrence.run(loop, folded, x, state, keep=keep)
     host_x, *host_state = arrays
-    y, last, chunks = w.engine.run(
-        cell,
-        operations(np),
-        w.folded,
-        host_x,
-        host_state,
-        _host_ragged(ragged),
-        reverse=reverse,
-        keep=keep,
-    )
+    y, last, chunks = w.engine.run(_on_host(loop), w.folded, host_x, host_state, keep=keep)
     kept = Kept(w.engine, chunks, x, state) if keep else None
     return torch.from_numpy(y), [torch.from_numpy(part) for part in last], kept
 
 
 def run_backward(
-    cell: Cell,
-    ops: Operations,
+    loop: Loop,
     weights: Weights,
     chunks: list[Chunk] | Kept,
     dy: Array,
     dstate: Sequence[Array | None],
-    ragged: Ragged | None,
-    *,
-    reverse: bool,
 ) -> tuple[Weights, Array, Sequence[Array]]:
     """Run the cell backward through time; as `recurrence.run_backward`."""
     if isinstance(chunks, list):
-        return recurrence.run_backward(
-            cell, ops, weights, chunks, dy, dstate, ragged, reverse=reverse
-        )
+        return recurrence.run_backward(loop, weights, chunks, dy, dstate)
     arrays = _hosts((dy, *dstate, *weights.values()))
     if arrays is None:  # watched since the forward run: the core does both
-        w, x, state = recurrence.fold(cell, ops.xp, weights), chunks.x, chunks.state
-        _, _, again = recurrence.run(cell, ops, w, x, state, ragged, reverse=reverse, keep=True)
-        return recurrence.run_backward(
-            cell, ops, weights, again, dy, dstate, ragged, reverse=reverse
-        )
+        w = recurrence.fold(loop.cell, loop.ops.xp, weights)
+        _, _, again = recurrence.run(loop, w, chunks.x, chunks.state, keep=True)
+        return recurrence.run_backward(loop, weights, again, dy, dstate)
     count = len(dstate)
     gradients, dx, first = chunks.engine.run_backward(
-        cell,
-        operations(np),
+        _on_host(loop),
         dict(zip(weights, arrays[1 + count :], strict=True)),
         chunks.chunks,
         arrays[0],
         arrays[1 : 1 + count],
-        _host_ragged(ragged),
-        reverse=reverse,
     )
     gradients = {name: torch.from_numpy(gradient) for name, gradient in gradients.items()}
     return gradients, torch.from_numpy(dx), [torch.from_numpy(part) for part in first]
@@ -155,5 +132,8 @@ def _is_plain(tensor: Array, recording: bool) -> bool:
     )
 
 
-def _host_ragged(ragged: Ragged | None) -> Ragged | None:
-    return None if ragged is None else ragged._replace(valid=ragged.valid.numpy())
+def _on_host(loop: Loop) -> Loop:
+    ragged = loop.ragged
+    if ragged is not None:
+        ragged = ragged._replace(valid=ragged.valid.numpy())
+    return loop._replace(ops=operations(np), ragged=ragged)

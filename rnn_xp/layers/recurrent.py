@@ -18,6 +18,7 @@ from rnn_xp.accelerate import Engine, engine
 from rnn_xp.backend import (
     Array,
     Namespace,
+    Operations,
     array_namespace,
     like_of,
     operations,
@@ -39,7 +40,7 @@ from rnn_xp.layers.checks import (
     use_once,
 )
 from rnn_xp.random import Seed, dropout_mask, generator, spawn
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop, Ragged
 
 Params = dict[str, Array]
 State = Any
@@ -53,6 +54,8 @@ class Prepared(NamedTuple):
     like: Array
     engine: Engine
     runs: tuple[Any, ...]
+    loops: tuple[Loop, ...]
+    """For each direction."""
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Cache:
     engine: Engine
     like: Array
     shape: tuple[int, ...] = ()
-    ragged: Ragged | None = None
+    loops: tuple[Loop, ...] = ()
     runs: list[Any] = field(default_factory=list)
     masks: list[Array] = field(default_factory=list)
     used: bool = False
@@ -285,14 +288,11 @@ class Recurrent:
                 if self.bidirectional:
                     part = dy[:, :, direction * size : (direction + 1) * size]
                 gradients[index], dx_part, dstates[index] = cache.engine.run_backward(
-                    self.cell,
-                    ops,
+                    cache.loops[direction],
                     weights[index],
                     cache.runs[index],
                     part,
                     [None if p is None else p[index, ...] for p in parts],
-                    cache.ragged,
-                    reverse=direction == 1,
                 )
                 dx = dx_part if dx is None else ops.add(dx, dx_part, out=dx)
             dy = dx
@@ -308,11 +308,18 @@ class Recurrent:
 
     # Inside
 
+    def _engine(self, like: Array) -> Engine:
+        return engine(self.cell, like)
+
     def _fold(self, xp: Namespace, params: Params) -> Prepared:
         like = next(iter(params.values()))
-        chosen = engine(self.cell, like)
+        chosen = self._engine(like)
         runs = tuple(chosen.fold(self.cell, xp, w) for w in self._weights(params))
-        return Prepared(self, like, chosen, runs)
+        return Prepared(self, like, chosen, runs, self._loops(operations(xp)))
+
+    def _loops(self, ops: Operations, ragged: Ragged | None = None) -> tuple[Loop, ...]:
+        forward = Loop(self.cell, ops, ragged, reverse=False)
+        return (forward, forward._replace(reverse=True)) if self.bidirectional else (forward,)
 
     def _weights(self, params: Params) -> list[dict[str, Array]]:
         return [{name: params[full] for name, full in names.items()} for names in self._names]
@@ -328,33 +335,30 @@ class Recurrent:
     ) -> tuple[Array, State]:
         """Run all levels and directions; fill the cache if there is one."""
         xp = self._check_input(x, prepared.like)
-        ops = operations(xp)
         batched = x.ndim == 3
         shape = tuple(x.shape)
         if not batched:
             x = x[:, None, :]
         steps, batch = x.shape[0], x.shape[1]
         ragged = self._ragged(lengths, steps, batch, batched, x)
+        loops = prepared.loops if ragged is None else self._loops(operations(xp), ragged)
         parts = self._state_in("state", state, batch, batched, x)
         if cache is not None:
-            cache.shape, cache.ragged = shape, ragged
+            cache.shape, cache.loops = shape, loops
         states: list[Sequence[Array]] = []
         for level in range(self.num_layers):
             if level and self.dropout and cache is not None and dropout_seed is not None:
                 mask = dropout_mask(spawn(dropout_seed, level), self.dropout, x)
-                x = ops.multiply(x, mask, out=x)
+                x = operations(xp).multiply(x, mask, out=x)
                 cache.masks.append(mask)
             outputs = []
             for direction in range(self.num_directions):
                 index = level * self.num_directions + direction
                 y, last, kept = prepared.engine.run(
-                    self.cell,
-                    ops,
+                    loops[direction],
                     prepared.runs[index],
                     x,
                     [None if p is None else p[index, ...] for p in parts],
-                    ragged,
-                    reverse=direction == 1,
                     keep=cache is not None,
                 )
                 outputs.append(y)

@@ -19,7 +19,7 @@ from rnn_xp.cells import make_cell
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.onnx.activations import Function, functions
 from rnn_xp.onnx.cells import AnyElman, AnyGRU, AnyLSTM
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop, Ragged
 
 # Of each gate of ours (LSTM: i f g o, GRU: r z n) its place in ONNX's order (i o f c, z r h), and
 # the other way round.
@@ -181,18 +181,11 @@ class RecurrentNode:
         parts = [self._initial(given, part, x, first) for part in first.state]
         outputs, states = [], []
         for d, (cell, chosen, weights) in enumerate(folds):
-            y, state, _ = chosen.run(
-                cell,
-                ops,
-                weights,
-                x,
-                [None if part is None else part[d, ...] for part in parts],
-                ragged,
-                reverse=d == 1 or self.direction == "reverse",
-                keep=False,
-            )
+            state = [None if part is None else part[d, ...] for part in parts]
+            loop = Loop(cell, ops, ragged, reverse=d == 1 or self.direction == "reverse")
+            y, last, _ = chosen.run(loop, weights, x, state, keep=False)
             outputs.append(y)
-            states.append(state)
+            states.append(last)
         return self._arranged(outputs, states)
 
     def _input(self, x: Array, weight: Array) -> Array:

@@ -24,7 +24,7 @@ from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
 from rnn_xp.backend import Array, Namespace, Operations, device_of
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop
 
 
 class Arranged(NamedTuple):
@@ -74,43 +74,32 @@ class Cuda:
 
     def run(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         w: Arranged,
         x: Array,
         state: Sequence[Array | None],
-        ragged: Ragged | None,
         *,
-        reverse: bool,
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
         with device_of(x):
-            engine = self.able(cell, x.dtype, x.shape[1], ops)[-1]
+            engine = self.able(loop.cell, x.dtype, x.shape[1], loop.ops)[-1]
             if engine not in w.folded:
-                w.folded[engine] = engine.fold(cell, ops.xp, w.weights)
-            y, last, chunks = engine.run(
-                cell, ops, w.folded[engine], x, state, ragged, reverse=reverse, keep=keep
-            )
+                w.folded[engine] = engine.fold(loop.cell, loop.ops.xp, w.weights)
+            y, last, chunks = engine.run(loop, w.folded[engine], x, state, keep=keep)
         return y, last, Kept(engine, chunks) if keep else None
 
     def run_backward(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         weights: Weights,
         chunks: Kept,
         dy: Array,
         dstate: Sequence[Array | None],
-        ragged: Ragged | None,
-        *,
-        reverse: bool,
     ) -> tuple[Weights, Array, Sequence[Array]]:
         """Run the cell backward through time; see `recurrence.run_backward`."""
         with device_of(dy):
-            return chunks.engine.run_backward(
-                cell, ops, weights, chunks.chunks, dy, dstate, ragged, reverse=reverse
-            )
+            return chunks.engine.run_backward(loop, weights, chunks.chunks, dy, dstate)
 
 
 @cache

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rnn_xp.backend import Array, Namespace, Operations
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.recurrence import Ragged, zero_where_invalid
+from rnn_xp.recurrence import Loop, Ragged, zero_where_invalid
 
 Kernel = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], Any]
 """As `cupy.RawKernel`: (grid, block, arguments)."""
@@ -102,17 +102,15 @@ class Fused:
 
     def run(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         w: Weights,
         x: Array,
         state: Sequence[Array | None],
-        ragged: Ragged | None,
         *,
-        reverse: bool,
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
+        cell, ops, ragged, reverse = loop
         steps, batch, inputs = x.shape
         hidden = cell.hidden_size
         if ragged is not None:
@@ -123,25 +121,15 @@ class Fused:
         extra = ops.buffer((steps if keep else 1, batch, hidden), x) if cell.extras else None
         kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), *_pair(parts), extra)
         y = ops.buffer((steps, batch, hidden), x)
-        after = self._forward(cell, ops, w, kept, y, ragged, reverse=reverse, keep=keep)
+        after = self._forward(loop, w, kept, y, keep=keep)
         last = [part[after, ...] for part in parts]
         if not keep:
             return y, last, None
         return y, [ops.copy(part, out=ops.buffer((batch, hidden), x)) for part in last], kept
 
-    def _forward(
-        self,
-        cell: Cell,
-        ops: Operations,
-        w: Weights,
-        kept: Kept,
-        y: Array,
-        ragged: Ragged | None,
-        *,
-        reverse: bool,
-        keep: bool,
-    ) -> int:
+    def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
         """Run all steps; return the row of the last state."""
+        cell, ops, ragged, reverse = loop
         steps, batch, hidden = y.shape
         kernels = self._named(_KINDS[type(cell)].forward, y)
         stages = [
@@ -164,17 +152,14 @@ class Fused:
 
     def run_backward(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         weights: Weights,
         chunks: Kept,
         dy: Array,
         dstate: Sequence[Array | None],
-        ragged: Ragged | None,
-        *,
-        reverse: bool,
     ) -> tuple[Weights, Array, Sequence[Array]]:
         """Run the cell backward through time; see `recurrence.run_backward`."""
+        cell, ops, ragged, reverse = loop
         xp, (steps, batch, hidden) = ops.xp, dy.shape
         w, kind = self.fold(cell, xp, weights), _KINDS[type(cell)]
         first = [_states(ops, part, (1, batch, hidden), 0, dy)[0, ...] for part in dstate]
@@ -187,7 +172,7 @@ class Fused:
         if len(kind.backward) == 2:
             made = made._replace(u=ops.buffer((steps * batch, hidden), dy))
         dy = xp.ascontiguousarray(dy)
-        self._backward(cell, ops, w, chunks, dy, (*_pair(first), carry), made, ragged, reverse)
+        self._backward(loop, w, chunks, dy, (*_pair(first), carry), made)
         if carry is not None:
             first[0] = ops.add(first[0], carry, out=first[0])
         gradients = _gradients(ops, w, chunks, made, reverse)
@@ -196,17 +181,15 @@ class Fused:
 
     def _backward(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         w: Weights,
         kept: Kept,
         dy: Array,
         dstate: tuple[Array, Array | None, Array | None],
         made: Made,
-        ragged: Ragged | None,
-        reverse: bool,
     ) -> None:
         """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
+        cell, ops, ragged, reverse = loop
         steps, batch, hidden = dy.shape
         kernels = self._named(_KINDS[type(cell)].backward, dy)
         # Of two products, the step's second one is the first here.

@@ -14,10 +14,10 @@ from typing import Any
 from rnn_xp.accelerate.cuda import fused
 from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernels, Made
 from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Plan, pays, plans
-from rnn_xp.backend import Array, Operations
+from rnn_xp.backend import Array
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop
 
 # By the cells' types: the kernels' name, and the gates.
 _CELLS: dict[Any, tuple[str, int]] = {
@@ -53,55 +53,40 @@ class Persistent(Fused):
         """Tell whether a run of so many sequences fits the current device, and costs less here."""
         return batch > 0 and pays(_CELLS[type(cell)][1], cell.hidden_size, batch, self.limits())
 
-    def _forward(
-        self,
-        cell: Cell,
-        ops: Operations,
-        w: Weights,
-        kept: Kept,
-        y: Array,
-        ragged: Ragged | None,
-        *,
-        reverse: bool,
-        keep: bool,
-    ) -> int:
+    def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
         """Run all steps; return the row of the last state."""
-        steps: int = y.shape[0]
-        given = (fused.valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
+        steps, reverse = int(y.shape[0]), loop.reverse
+        given = (fused.valid(loop.ragged), w.get("bias_ih"), w.get("bias_hh"))
         arrays = (w["weight_hh"], *given, *kept[1:], y)
-        self._launch(cell, ops, "forward", y, (int(reverse), int(keep)), arrays)
+        self._launch(loop, "forward", y, (int(reverse), int(keep)), arrays)
         if not keep:
             return steps % 2
         return 0 if reverse else steps
 
     def _backward(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         w: Weights,
         kept: Kept,
         dy: Array,
         dstate: tuple[Array, Array | None, Array | None],
         made: Made,
-        ragged: Ragged | None,
-        reverse: bool,
     ) -> None:
         """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
-        arrays = (w["weight_hh"], fused.valid(ragged), dy, *kept[1:], *dstate[:2], made.hh)
-        self._launch(cell, ops, "backward", dy, (int(reverse),), arrays)
+        arrays = (w["weight_hh"], fused.valid(loop.ragged), dy, *kept[1:], *dstate[:2], made.hh)
+        self._launch(loop, "backward", dy, (int(loop.reverse),), arrays)
 
     def _launch(
         self,
-        cell: Cell,
-        ops: Operations,
+        loop: Loop,
         part: str,
         like: Array,
         how: tuple[int, ...],
         arrays: Sequence[Array | None],
     ) -> None:
-        (name, _), (steps, batch, hidden) = _CELLS[type(cell)], like.shape
-        plan = self._plan(cell, batch, part)
-        counter = ops.xp.zeros((1,), dtype=ops.xp.uint32)
+        (name, _), (steps, batch, hidden) = _CELLS[type(loop.cell)], like.shape
+        plan, xp = self._plan(loop.cell, batch, part), loop.ops.xp
+        counter = xp.zeros((1,), dtype=xp.uint32)
         sizes = (hidden, batch, steps, plan.units, plan.tile)
         kernel: Callable[..., Any] = self._kernels(32)(f"{name}_all_{part}")
         arguments = (*sizes, *how, counter, *arrays)

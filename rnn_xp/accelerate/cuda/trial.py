@@ -14,7 +14,7 @@ import numpy as np
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.backend import Array, Operations, to_floats
 from rnn_xp.cells.base import Cell
-from rnn_xp.recurrence import Ragged
+from rnn_xp.recurrence import Loop, Ragged
 
 MOST = 1e-4
 """The largest error that counts as rounding, relative to the largest element of its array."""
@@ -61,10 +61,9 @@ def _results(engine: Fused, cell: Cell, ops: Operations) -> list[Array]:
     x, dy = numbers(_STEPS, _BATCH, _INPUTS), numbers(_STEPS, _BATCH, _HIDDEN)
     state = [numbers(_BATCH, _HIDDEN) for _ in small.state]
     ragged = Ragged.of(np.arange(_STEPS - _BATCH, _STEPS) + 1, _STEPS, x)
+    loop = Loop(small, ops, ragged, reverse=False)
     w = engine.fold(small, xp, weights)
-    y, last, kept = engine.run(small, ops, w, x, state, ragged, reverse=False, keep=True)
+    y, last, kept = engine.run(loop, w, x, state, keep=True)
     assert kept is not None
-    gradients, dx, first = engine.run_backward(
-        small, ops, weights, kept, dy, state, ragged, reverse=False
-    )
+    gradients, dx, first = engine.run_backward(loop, weights, kept, dy, state)
     return [y, *last, *gradients.values(), dx, *first]
