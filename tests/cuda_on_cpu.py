@@ -25,7 +25,7 @@ extern "C" bool {0}_launch(void** args, unsigned grid, unsigned block, size_t sh
 }}
 extern "C" const char* {0}_codes() {{ return grid::codes({0}); }}
 """
-DTYPES = {"P": "float32", "?": "bool", "I": "uint32"}
+DTYPES = {"?": "bool", "I": "uint32"}
 
 
 class Deadlock(Exception):
@@ -35,8 +35,9 @@ class Deadlock(Exception):
 class Kernel:
     """As `cupy.RawKernel`, on the stand-in's arrays; `order` is that of `grid.h`."""
 
-    def __init__(self, library: Any, name: str, order: int) -> None:
+    def __init__(self, library: Any, name: str, bits: int, order: int) -> None:
         self.name, self._order = name, order
+        self._dtypes = {**DTYPES, "P": f"float{bits}"}
         self._launch = getattr(library, f"{name}_launch")
         self._launch.restype = ctypes.c_bool
         codes = getattr(library, f"{name}_codes")
@@ -62,27 +63,32 @@ class Kernel:
         if value is None:
             return 0
         assert isinstance(value, standin.Array), (self.name, type(value))
-        assert value.dtype == DTYPES[code], (self.name, value.dtype)
+        assert value.dtype == self._dtypes[code], (self.name, value.dtype)
         assert value.flags.c_contiguous, self.name
         return int(value._host.ctypes.data)
 
 
-def library(source: str, folder: Path, *flags: str) -> Path:
-    """Compile a source; return where the library lies."""
+def library(source: str, folder: Path, *flags: str, bits: int = 32) -> Path:
+    """Compile a source for numbers of so many bits; return where the library lies."""
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    names = re.findall(r"KERNELS\((\w+), [A-Z]\w+\)\n", source)
+    names = re.findall(r"\nKERNELS\((\w+), ", source)
     names = [f"{name}_all_{part}" for name in names for part in ("forward", "backward")]
-    path = folder / "kernels.cpp"
+    path = folder / f"kernels{bits}.cpp"
     path.write_text('#include "grid.h"\n' + source + "".join(map(EACH.format, names)))
-    always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{Path(__file__).parent / 'cuda'}"]
+    always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-DBITS={bits}"]
+    always.append(f"-I{Path(__file__).parent / 'cuda'}")
     made = path.with_suffix(".so")
     subprocess.run(["g++", *always, *flags, path, "-o", made], check=True)
     return made
 
 
-def kernels(path: Path, order: int = 0) -> Callable[[int], Callable[[str], Kernel]]:
-    """Return the kernels of a library, from the bits of its numbers and a name."""
-    loaded = ctypes.CDLL(str(path))
-    named = cache(lambda name: Kernel(loaded, name, order))
-    return lambda bits: named
+def kernels(*paths: Path, order: int = 0) -> Callable[[int], Callable[[str], Kernel]]:
+    """Return the kernels of libraries, from the bits of their numbers and a name."""
+    loaded = {
+        bits: ctypes.CDLL(str(path))
+        for path in paths
+        for bits in (16, 32)
+        if f"{bits}." in path.name
+    }
+    return cache(lambda bits: cache(lambda name: Kernel(loaded[bits], name, bits, order)))

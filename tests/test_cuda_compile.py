@@ -65,21 +65,24 @@ def test_kernels_compile_without_spills(architecture: int, bits: int, compiler: 
     assert "warning" not in log
 
 
+@pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_of_all_steps_compile_without_spills(architecture: int, compiler: Compiler) -> None:
+def test_kernels_of_all_steps_compile_without_spills(
+    architecture: int, bits: int, compiler: Compiler
+) -> None:
     options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"
-    log = compiler.log(persistent.source(), *options, *persistent.OPTIONS)
+    log = compiler.log(persistent.source(), *options, *fused.options(bits))
     names = {
         f"{cell}_all_{part}"
-        for cell in ("tanh", "relu", "lstm", "gru")
+        for cell in ("tanh", "relu", "lstm", "gru", "reset")
         for part in ("forward", "backward")
     }
     assert set(re.findall(r"Compiling entry function '(\w+)'", log)) == names
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
     assert len(spills) >= len(names)
     assert {number for spill in spills for number in spill} == {"0"}
-    # A block of 256 threads has a multiprocessor to itself.
-    assert max(map(int, re.findall(r"Used (\d+) registers", log))) <= 128
+    # A block of 256 threads has a multiprocessor to itself: up to 255 would do.
+    assert max(map(int, re.findall(r"Used (\d+) registers", log))) <= 168
     assert not re.findall(r"\d+ bytes smem", log)  # all of it is dynamic
     assert "warning" not in log
 

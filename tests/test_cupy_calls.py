@@ -35,7 +35,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def persistent_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("persistent")
-    return cuda_on_cpu.kernels(cuda_on_cpu.library(persistent.source(), folder))
+    source = persistent.source()
+    return cuda_on_cpu.kernels(
+        *(cuda_on_cpu.library(source, folder, bits=bits) for bits in (16, 32))
+    )
 
 
 @pytest.fixture(params=["persistent", "kernels", "core"])

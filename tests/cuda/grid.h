@@ -27,7 +27,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define SHARED(name) number* name = (number*)grid::self->block->shared.get()
+#define SHARED(name) char* name = grid::self->block->shared.get()
 #define PAUSE() grid::pause()
 #define threadIdx (grid::self->index)
 #define blockIdx (grid::self->block->index)
@@ -64,7 +64,7 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier;
-  std::atomic<uint32_t> lanes[32];
+  std::atomic<uint32_t> lanes[32][6];
 };
 
 struct Block {
@@ -230,15 +230,55 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
   grid::Warp& warp = grid::self->block->warps[threadIdx.x / 32];
   uint32_t bits;
   memcpy(&bits, &value, 4);
-  warp.lanes[threadIdx.x % 32].store(bits, std::memory_order_relaxed);
+  warp.lanes[threadIdx.x % 32][0].store(bits, std::memory_order_relaxed);
   warp.barrier.wait(false);
-  bits = warp.lanes[threadIdx.x % 32 ^ mask].load(std::memory_order_relaxed);
+  bits = warp.lanes[threadIdx.x % 32 ^ mask][0].load(std::memory_order_relaxed);
   warp.barrier.wait(false);
   memcpy(&value, &bits, 4);
   return value;
 }
 
-inline float __ldcg(const float* from) { return *from; }  // plain: ThreadSanitizer must see it
+inline float from_half(unsigned short bits) {
+  _Float16 half;
+  memcpy(&half, &bits, 2);
+  return (float)half;
+}
+
+inline unsigned short to_half(float value) {
+  const _Float16 half = (_Float16)value;
+  unsigned short bits;
+  memcpy(&bits, &half, 2);
+  return bits;
+}
+
+// mma.m16n8k16 of a warp, by the fragments' layout in NVIDIA's PTX ISA: for register k of a matrix,
+// lane l holds the numbers of these rows and columns, the lower half first.
+inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  grid::Warp& warp = grid::self->block->warps[threadIdx.x / 32];
+  const unsigned lane = threadIdx.x % 32;
+  for (int k = 0; k < 6; k++)
+    warp.lanes[lane][k].store(k < 4 ? a[k] : b[k - 4], std::memory_order_relaxed);
+  warp.barrier.wait(false);
+  auto half = [&](unsigned of, int k, unsigned which) {
+    const uint32_t both = warp.lanes[of][k].load(std::memory_order_relaxed);
+    return from_half((unsigned short)(both >> 16 * which));
+  };
+  auto left = [&](unsigned row, unsigned column) {  // of a, 16 x 16
+    return half(row % 8 * 4 + column % 8 / 2, row / 8 + column / 8 * 2, column % 2);
+  };
+  auto right = [&](unsigned row, unsigned column) {  // of b, 16 x 8
+    return half(column * 4 + row % 8 / 2, 4 + row / 8, row % 2);
+  };
+  for (unsigned k = 0; k < 4; k++)
+    for (unsigned m = 0; m < 16; m++)
+      sum[k] += left(lane / 4 + k / 2 * 8, m) * right(m, lane % 4 * 2 + k % 2);
+  warp.barrier.wait(false);
+}
+
+template <class T>
+T __ldcg(const T* from) {  // plain: ThreadSanitizer must see it
+  return *from;
+}
 
 inline void arrive(unsigned* counter) {
   grid::moved();

@@ -60,10 +60,10 @@ class Cuda:
         if self._fused.takes(cell, dtype):
             found.append(self._fused)
         whole = self._persistent
-        if whole is not None and whole.takes(cell, dtype) and whole.pays(cell, batch):
-            key = (whole.limits(), type(cell))
+        if whole is not None and whole.takes(cell, dtype) and whole.pays(cell, dtype, batch):
+            key = (whole.limits(), type(cell), dtype)
             if key not in self._tried:
-                self._tried[key] = trial.passes(whole, self._fused, cell, ops)
+                self._tried[key] = trial.passes(whole, self._fused, cell, dtype, ops)
             if self._tried[key]:
                 found.append(whole)
         return found

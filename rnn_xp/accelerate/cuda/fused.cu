@@ -1,51 +1,11 @@
 // What stands between two products of a step, each cell's in one kernel: see fused.py.
 //
-// NVRTC compiles this at run time, so nothing is included: fused.py puts the text of
-// kernels/gates.h where its name stands. BITS is the size of the arrays' numbers: 16, 32 or 64.
+// NVRTC compiles this at run time, so no file is included: fused.py puts the texts of numbers.h and
+// kernels/gates.h where their names stand. BITS is the size of the arrays' numbers: 16, 32 or 64.
 // Rows are sequences: a state is (B, H), the gates of a step (B, G, H). The grid is (B, parts of H),
 // one thread for each hidden unit of each sequence.
 
-#if BITS == 64
-typedef double stored;
-typedef double number;
-#elif BITS == 32
-typedef float stored;
-typedef float number;
-#else
-typedef unsigned short stored;  // float16; what is computed with it is float32
-typedef float number;
-#endif
-
-#if BITS == 16
-__device__ __forceinline__ number load(const stored* a) {
-  number value;
-#ifdef __CUDACC__
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(*a));
-#else
-  value = from_half(*a);
-#endif
-  return value;
-}
-
-__device__ __forceinline__ void store(stored* a, number value) {
-#ifdef __CUDACC__
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(*a) : "f"(value));
-#else
-  *a = to_half(value);
-#endif
-}
-#else
-__device__ __forceinline__ number load(const stored* a) { return *a; }
-__device__ __forceinline__ void store(stored* a, number value) { *a = value; }
-#endif
-
-__device__ __forceinline__ float tangent(float a) { return tanhf(a); }
-__device__ __forceinline__ double tangent(double a) { return tanh(a); }
-__device__ __forceinline__ number sigmoid(number a) {
-  return number(0.5) + number(0.5) * tangent(number(0.5) * a);
-}
-__device__ __forceinline__ number ones(number) { return 1; }
-
+#include "numbers.h"
 #include "gates.h"
 
 // --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop, Ragged, zero_where_invalid
 
-Kernel = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], Any]
+Kernel = Callable[..., Any]
 """As `cupy.RawKernel`: (grid, block, arguments)."""
 Kernels = Callable[[str], Kernel]
 """From a kernel's name to the kernel."""
@@ -264,9 +264,11 @@ def _gradients(ops: Operations, w: Weights, kept: Kept, made: Made, reverse: boo
 def source(name: str = "fused.cu") -> str:
     """Return the source of the kernels in a file, complete in itself."""
     folder = Path(__file__).parent
-    gates = (folder.parent / "kernels" / "gates.h").read_text(encoding="utf-8")
     text = (folder / name).read_text(encoding="utf-8")
-    return text.replace('#include "gates.h"', gates.replace("#pragma once", ""))
+    for path in (folder / "numbers.h", folder.parent / "kernels" / "gates.h"):
+        included = path.read_text(encoding="utf-8").replace("#pragma once", "")
+        text = text.replace(f'#include "{path.name}"', included)
+    return text
 
 
 def options(bits: int) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """CuPy: all steps of a run in one kernel, forward and backward (`persistent.cu`).
 
 The recurrent weights stay in shared memory, and the blocks meet once a step; the input product and
-the gradients of the weights and of x are products outside, as in `fused`. float32 alone; the GRU
-that resets before its product stays with `fused`. Never run on a GPU yet.
+the gradients of the weights and of x are products outside, as in `fused`. float32, and float16 on
+tensor cores, which add in float32. Never run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import Any
 
 from rnn_xp.accelerate.cuda import fused
 from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernels, Made
-from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Plan, pays, plans
+from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Work, pays, plans
 from rnn_xp.backend import Array
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
 
-# By the cells' types: the kernels' name, and the gates.
-_CELLS: dict[Any, tuple[str, int]] = {
-    CELLS["rnn_tanh"]: ("tanh", 1),
-    CELLS["rnn_relu"]: ("relu", 1),
-    CELLS["lstm"]: ("lstm", 4),
-    CELLS["gru"]: ("gru", 3),
+# By the cells' types: the kernels' name, and the gates of each product of a step.
+_CELLS: dict[Any, tuple[str, tuple[int, ...]]] = {
+    CELLS["rnn_tanh"]: ("tanh", (1,)),
+    CELLS["rnn_relu"]: ("relu", (1,)),
+    CELLS["lstm"]: ("lstm", (4,)),
+    CELLS["gru"]: ("gru", (3,)),
+    CELLS["gru_reset_before"]: ("reset", (2, 1)),
 }
 
 
@@ -47,11 +48,11 @@ class Persistent(Fused):
 
     def takes(self, cell: Cell, dtype: Any) -> bool:
         """Tell whether there are kernels for this cell and dtype."""
-        return type(cell) in _CELLS and dtype.char == "f"
+        return type(cell) in _CELLS and dtype.char in "ef"
 
-    def pays(self, cell: Cell, batch: int) -> bool:
+    def pays(self, cell: Cell, dtype: Any, batch: int) -> bool:
         """Tell whether a run of so many sequences fits the current device, and costs less here."""
-        return batch > 0 and pays(_CELLS[type(cell)][1], cell.hidden_size, batch, self.limits())
+        return batch > 0 and pays(_work(cell, dtype), cell.hidden_size, batch, self.limits())
 
     def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
         """Run all steps; return the row of the last state."""
@@ -73,7 +74,15 @@ class Persistent(Fused):
         made: Made,
     ) -> None:
         """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
-        arrays = (w["weight_hh"], fused.valid(loop.ragged), dy, *kept[1:], *dstate[:2], made.hh)
+        arrays = (
+            w["weight_hh"],
+            fused.valid(loop.ragged),
+            dy,
+            *kept[1:],
+            *dstate[:2],
+            made.hh,
+            made.u,
+        )
         self._launch(loop, "backward", dy, (int(loop.reverse),), arrays)
 
     def _launch(
@@ -85,25 +94,23 @@ class Persistent(Fused):
         arrays: Sequence[Array | None],
     ) -> None:
         (name, _), (steps, batch, hidden) = _CELLS[type(loop.cell)], like.shape
-        plan, xp = self._plan(loop.cell, batch, part), loop.ops.xp
+        found = plans(_work(loop.cell, like.dtype), hidden, batch, self.limits())
+        assert found is not None, "chosen without `pays`"
+        plan, xp = found[part == "backward"], loop.ops.xp
         counter = xp.zeros((1,), dtype=xp.uint32)
         sizes = (hidden, batch, steps, plan.units, plan.tile)
-        kernel: Callable[..., Any] = self._kernels(32)(f"{name}_all_{part}")
+        (kernel,) = self._named([f"{name}_all_{part}"], like)
         arguments = (*sizes, *how, counter, *arrays)
         kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
 
-    def _plan(self, cell: Cell, batch: int, part: str) -> Plan:
-        found = plans(_CELLS[type(cell)][1], cell.hidden_size, batch, self.limits())
-        assert found is not None, "chosen without `pays`"
-        return found[part == "backward"]
+
+def _work(cell: Cell, dtype: Any) -> Work:
+    return Work(_CELLS[type(cell)][1], 8 * dtype.itemsize)
 
 
 def source() -> str:
     """Return the kernels' source, complete in itself."""
     return fused.source("persistent.cu")
-
-
-OPTIONS = ("--std=c++17",)
 
 
 def limits() -> Limits:
@@ -129,15 +136,15 @@ def compiled(bits: int) -> Kernels:
     """Return the kernels of the current device; they are compiled at their first use."""
     import cupy
 
-    assert bits == 32, bits
-    return _compiled(cupy.cuda.Device().id)
+    return _compiled(cupy.cuda.Device().id, bits)
 
 
 @cache
-def _compiled(device: int) -> Kernels:
+def _compiled(device: int, bits: int) -> Kernels:
     import cupy
 
-    module = cupy.RawModule(code=source(), options=OPTIONS, enable_cooperative_groups=True)
+    options = fused.options(bits)
+    module = cupy.RawModule(code=source(), options=options, enable_cooperative_groups=True)
 
     def named(name: str) -> Any:
         kernel = module.get_function(name)

@@ -7,11 +7,12 @@ moves and multiplies; its constants are estimates and were not measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 THREADS = 256
-BYTES = 4
-"""Of a number."""
+_WARPS = THREADS // 32
 BARRIER = 1.2
 """Of the whole grid, and what it costs to begin a step, in µs."""
 LAUNCH = 3.5
@@ -30,6 +31,15 @@ class Limits(NamedTuple):
     """Whether it knows cooperative launches."""
 
 
+class Work(NamedTuple):
+    """What a cell multiplies in a step."""
+
+    gates: tuple[int, ...]
+    """Of each product, in the order of a forward step."""
+    bits: int
+    """Of a number: 32, or 16 on tensor cores."""
+
+
 class Plan(NamedTuple):
     """How a kernel lies on the device."""
 
@@ -42,45 +52,70 @@ class Plan(NamedTuple):
     """Bytes of shared memory of a block."""
 
 
-def fit(rows: int, width: int, hidden: int, batch: int, limits: Limits) -> Plan | None:
+def fit(
+    products: Sequence[tuple[int, int]], bits: int, hidden: int, batch: int, limits: Limits
+) -> Plan | None:
     """Return the plan with the largest tile; None where the weights and one sequence do not fit.
 
     Parameters
     ----------
-    rows : int
-        Rows of the weights for each hidden unit.
-    width : int
-        Of these rows, and of the states that they multiply.
-    hidden, batch : int
+    products : sequence of (int, int)
+        Of each product of a step: the rows of weights for each hidden unit, and their width, which
+        is that of the states.
+    bits, hidden, batch : int
     limits : Limits
     """
     units = -(-hidden // limits.multiprocessors)
-    free = limits.shared // BYTES - rows * units * width
-    tile = min(batch, free // (width + rows * units))
-    if not limits.cooperative or tile < 1:
-        return None
-    words = rows * units * width + tile * (width + rows * units)
-    return Plan(-(-hidden // units), units, tile, BYTES * words)
+    weights = sum(units * rows * _row(width, bits) for rows, width in products)
+    rows, state = units * max(rows for rows, _ in products), _row(max(w for _, w in products), bits)
+    most = min(batch, (limits.shared - weights) // (state + 4 * rows))
+    for tile in range(most if limits.cooperative else 0, 0, -1):
+        shared = weights + tile * state + 4 * rows * tile * _slices(rows, tile, bits)
+        if shared <= limits.shared:
+            return Plan(-(-hidden // units), units, tile, shared)
+    return None
 
 
-def plans(gates: int, hidden: int, batch: int, limits: Limits) -> tuple[Plan, Plan] | None:
+def _row(width: int, bits: int) -> int:
+    """Return the bytes of a row in shared memory: `distance` of persistent.cu."""
+    return 4 * width if bits == 32 else 2 * (-(-width // 16) * 16 + 8)
+
+
+def _slices(rows: int, tile: int, bits: int) -> int:
+    """Return how many warps share the width of a sum: `slices` of persistent.cu."""
+    return 1 if bits == 32 else max(1, _WARPS // (-(-rows // 16) * -(-tile // 8)))
+
+
+@lru_cache(maxsize=1024)
+def plans(work: Work, hidden: int, batch: int, limits: Limits) -> tuple[Plan, Plan] | None:
     """Return the plans of the forward and the backward kernel; None where one does not fit."""
-    forward = fit(gates, hidden, hidden, batch, limits)
-    backward = fit(1, gates * hidden, hidden, batch, limits)
+    gates, bits = work
+    if bits == 16 and hidden % 2:
+        return None
+    forward = fit([(count, hidden) for count in gates], bits, hidden, batch, limits)
+    backward = fit([(1, count * hidden) for count in gates], bits, hidden, batch, limits)
     return None if forward is None or backward is None else (forward, backward)
 
 
-def pays(gates: int, hidden: int, batch: int, limits: Limits) -> bool:
+def pays(work: Work, hidden: int, batch: int, limits: Limits) -> bool:
     """Tell whether both kernels fit and a step, forward and backward, costs less than without."""
-    found = plans(gates, hidden, batch, limits)
+    found = plans(work, hidden, batch, limits)
     if found is None:
         return False
-    both = zip(found, (hidden, gates * hidden), strict=True)
-    work = gates * hidden * hidden * batch / (limits.multiprocessors * 128 * CLOCK)
-    return sum(_cost(*each, gates, hidden, batch) for each in both) < 2 * (2 * LAUNCH + work)
+    numbers, speed = sum(work.gates) * hidden, 128 if work.bits == 32 else 1024
+    alone = numbers * hidden * batch / (limits.multiprocessors * speed * CLOCK)
+    both = zip(found, (len(work.gates) * hidden, numbers), strict=True)
+    return sum(_cost(plan, width, numbers, batch, work) for plan, width in both) < 2 * (
+        2 * LAUNCH * len(work.gates) + alone
+    )
 
 
-def _cost(plan: Plan, width: int, gates: int, hidden: int, batch: int) -> float:
-    """Return the µs of a step: two numbers are read for four products; states are staged."""
-    products = gates * plan.units * hidden * batch
-    return BARRIER * -(-batch // plan.tile) + (products / 64 + width * batch / 16) / CLOCK
+def _cost(plan: Plan, staged: int, numbers: int, batch: int, work: Work) -> float:
+    """Return the µs of a step: states are staged; two numbers are read for four products.
+
+    On tensor cores a warp reads 192 words for 16 x 8 x 16 products.
+    """
+    tiles = len(work.gates) * -(-batch // plan.tile)
+    products, per_cycle = numbers * plan.units * batch, 64 if work.bits == 32 else 256
+    cycles = products / per_cycle + staged * batch * work.bits / 512
+    return BARRIER * tiles + cycles / CLOCK

@@ -16,24 +16,26 @@ from rnn_xp.backend import Array, Operations, to_floats
 from rnn_xp.cells.base import Cell
 from rnn_xp.recurrence import Loop, Ragged
 
-MOST = 1e-4
+MOST = {"float16": 2e-2, "float32": 1e-4}
 """The largest error that counts as rounding, relative to the largest element of its array."""
 _STEPS, _BATCH, _INPUTS, _HIDDEN = 12, 5, 3, 70
 
 
-def passes(tried: Fused, known: Fused, cell: Cell, ops: Operations) -> bool:
+def passes(tried: Fused, known: Fused, cell: Cell, dtype: Any, ops: Operations) -> bool:
     """Tell whether two engines agree about a small network of a cell; warn if they do not."""
     try:
-        found, expected = (_results(engine, cell, ops) for engine in (tried, known))
+        found, expected = (_results(engine, cell, dtype, ops) for engine in (tried, known))
         pairs = zip(found, expected, strict=True)
         errors = to_floats([_error(ops, *pair) for pair in pairs])
-        wrong = next((f"off by {error:.2g}" for error in errors if not error <= MOST), "")
+        most = MOST[dtype.name]
+        wrong = next((f"off by {error:.2g}" for error in errors if not error <= most), "")
     except Exception as error:  # any: the driver's, the compiler's
         wrong = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if wrong:
         warnings.warn(
-            f"the CUDA kernel of all steps of {type(cell).__name__} goes wrong on this device, and "
-            f"is not used: {wrong} (rnn-xp doctor --json report.json writes what an issue needs)",
+            f"the {dtype} CUDA kernel of all steps of {type(cell).__name__} goes wrong on this "
+            f"device, and is not used: {wrong} (rnn-xp doctor --json report.json writes what an "
+            "issue needs)",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -45,7 +47,7 @@ def _error(ops: Operations, found: Array, expected: Array) -> Array:
     return xp.max(xp.abs(found - expected)) / xp.max(xp.abs(expected))
 
 
-def _results(engine: Fused, cell: Cell, ops: Operations) -> list[Array]:
+def _results(engine: Fused, cell: Cell, dtype: Any, ops: Operations) -> list[Array]:
     """Return y, the state and all gradients of a small ragged run."""
     xp = ops.xp
     small: Any = type(cell)(_HIDDEN)
@@ -53,7 +55,7 @@ def _results(engine: Fused, cell: Cell, ops: Operations) -> list[Array]:
     def numbers(*shape: int, scale: float = 1.0) -> Array:
         """Return numbers without a generator: the same ones everywhere."""
         host = scale * np.cos(1.7 * np.arange(np.prod(shape)) + len(shape))
-        return xp.asarray(host.reshape(shape).astype("float32"))
+        return xp.asarray(host.reshape(shape).astype(dtype))
 
     weights = {
         name: numbers(*shape, scale=0.2) for name, shape in small.shapes(_INPUTS, True).items()
