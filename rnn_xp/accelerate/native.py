@@ -90,7 +90,7 @@ class Native:
         weight = weights["weight_ih"]
         inputs = weight.shape[1]
         shape = self._shape(cell, 1, 1, inputs, weight.dtype)
-        packed = np.empty(_kernels.sizes(*shape)[0], dtype=np.uint8)
+        packed = np.empty(_kernels.sizes(*shape)[0], np.uint8)
         _kernels.pack(*shape, self.threads, *_contiguous(weights), packed)
         return packed, inputs
 
@@ -111,7 +111,7 @@ class Native:
         y = np.empty((steps, batch, hidden), x.dtype)
         last = [np.empty((batch, hidden), x.dtype) for _ in cell.state]
         lengths = None if ragged is None else np.ascontiguousarray(ragged.lengths, np.int64)
-        memory = np.empty(_kernels.sizes(*shape)[1], dtype=np.uint8) if keep else None
+        memory = np.empty(_kernels.sizes(*shape)[1], np.uint8) if keep else None
         _kernels.forward(
             *shape,
             self.threads,
@@ -143,17 +143,16 @@ class Native:
         dy, distance = _rows(dy)
         steps, batch, inputs = x.shape
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
-        dx = np.empty(x.shape, dtype=x.dtype)
-        gradients = {name: np.empty(a.shape, dtype=a.dtype) for name, a in weights.items()}
-        first = [np.empty((batch, cell.hidden_size), dtype=x.dtype) for _ in cell.state]
-        weight_ih, weight_hh, *_ = _contiguous(weights)
+        dx = np.empty(x.shape, x.dtype)
+        gradients = {name: np.empty(a.shape, a.dtype) for name, a in weights.items()}
+        first = [np.empty((batch, cell.hidden_size), x.dtype) for _ in cell.state]
         _kernels.backward(
             *shape,
             self.threads,
             self._split,
             loop.reverse,
-            weight_ih,
-            weight_hh,
+            _whole(weights["weight_ih"]),
+            _whole(weights["weight_hh"]),
             x,
             chunks.distance,
             chunks.lengths,
@@ -196,8 +195,7 @@ class Native:
 
 def _contiguous(weights: Weights) -> tuple[Array | None, ...]:
     """Return the weights in the kernels' order, as they lie in memory."""
-    found = [weights.get(name) for name in _WEIGHTS]
-    return tuple([None if a is None else _whole(a) for a in found])
+    return tuple([None if a is None else _whole(a) for a in map(weights.get, _WEIGHTS)])
 
 
 def _rows(a: Array) -> tuple[Array, int]:

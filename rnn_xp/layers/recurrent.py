@@ -53,7 +53,7 @@ class Prepared(NamedTuple):
     layer: Recurrent
     like: Array
     engine: Engine
-    runs: tuple[Any, ...]
+    runs: list[Any]
     loops: tuple[Loop, ...]
     """For each direction."""
 
@@ -63,6 +63,9 @@ class Cache:
     """What `forward` keeps for one `backward`."""
 
     layer: Recurrent
+    params: Params
+    weights: list[dict[str, Array]]
+    """Those of each run."""
     engine: Engine
     like: Array
     shape: tuple[int, ...] = ()
@@ -170,7 +173,8 @@ class Recurrent:
         above all: `layer(prepared, x, state)`. Later changes of `params` have no effect on it.
         """
         xp = check_params(self, params)
-        return self._fold(xp, {name: xp.asarray(a, copy=True) for name, a in params.items()})
+        copies = {name: xp.asarray(a, copy=True) for name, a in params.items()}
+        return self._fold(xp, self._weights(copies))
 
     def __call__(
         self,
@@ -205,7 +209,7 @@ class Recurrent:
         if isinstance(params, Prepared):
             prepared = params
         else:
-            prepared = self._fold(check_params(self, params), params)
+            prepared = self._fold(check_params(self, params), self._weights(params))
         if prepared.layer is not self and prepared.layer != self:
             raise ValueError(f"params were prepared by {prepared.layer}, not by {self}")
         return self._run(prepared, x, state, lengths, None, None)
@@ -237,8 +241,10 @@ class Recurrent:
         cache
             Belongs to one `backward`. It refers to x: do not change x before.
         """
-        prepared = self._fold(check_params(self, params), params)
-        cache = Cache(self, prepared.engine, prepared.like)
+        xp = check_params(self, params)
+        weights = self._weights(params)
+        prepared = self._fold(xp, weights)
+        cache = Cache(self, params, weights, prepared.engine, prepared.like)
         y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
         return y, state, cache
 
@@ -266,9 +272,12 @@ class Recurrent:
         ValueError
             If a shape is wrong, or the cache was used before or belongs to another layer.
         """
-        xp = check_params(self, params)
         use_once(self, cache)
-        ops = operations(xp)
+        weights = cache.weights
+        if params is not cache.params:
+            check_params(self, params)
+            weights = self._weights(params)
+        ops = cache.loops[0].ops
         batched = len(cache.shape) == 3
         check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
         if not batched:
@@ -278,7 +287,6 @@ class Recurrent:
 
         gradients: list[dict[str, Array]] = [{} for _ in self._suffixes]
         dstates: list[Sequence[Array]] = [() for _ in self._suffixes]
-        weights = self._weights(params)
         size = self.cell.output_size
         for level in reversed(range(self.num_layers)):
             dx = None
@@ -304,17 +312,17 @@ class Recurrent:
             for name in names
         }
         dx = dy if batched else dy[:, 0, :]
-        return dparams, dx, self._state_out(xp, dstates, batched)
+        return dparams, dx, self._state_out(ops.xp, dstates, batched)
 
     # Inside
 
     def _engine(self, like: Array) -> Engine:
         return engine(self.cell, like)
 
-    def _fold(self, xp: Namespace, params: Params) -> Prepared:
-        like = next(iter(params.values()))
+    def _fold(self, xp: Namespace, weights: list[dict[str, Array]]) -> Prepared:
+        like = weights[0]["weight_ih"]
         chosen = self._engine(like)
-        runs = tuple(chosen.fold(self.cell, xp, w) for w in self._weights(params))
+        runs = [chosen.fold(self.cell, xp, w) for w in weights]
         return Prepared(self, like, chosen, runs, self._loops(operations(xp)))
 
     def _loops(self, ops: Operations, ragged: Ragged | None = None) -> tuple[Loop, ...]:
@@ -340,7 +348,7 @@ class Recurrent:
         if not batched:
             x = x[:, None, :]
         steps, batch = x.shape[0], x.shape[1]
-        ragged = self._ragged(lengths, steps, batch, batched, x)
+        ragged = None if lengths is None else self._ragged(lengths, steps, batch, batched, x)
         loops = prepared.loops if ragged is None else self._loops(operations(xp), ragged)
         parts = self._state_in("state", state, batch, batched, x)
         if cache is not None:
@@ -394,14 +402,12 @@ class Recurrent:
 
     def _ragged(
         self,
-        lengths: Sequence[int] | Array | None,
+        lengths: Sequence[int] | Array,
         steps: int,
         batch: int,
         batched: bool,
         like: Array,
     ) -> Ragged | None:
-        if lengths is None:
-            return None
         if not batched:
             raise ValueError("lengths needs a batch: x (T, B, I), got x (T, I)")
         return Ragged.of(check_lengths(lengths, steps, batch), steps, like)
