@@ -54,11 +54,12 @@ class Ragged(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """One walk over time, whatever the arrays."""
+    """What is walked over time, how the arrays are computed with, how far, and which way."""
 
     cell: Cell
     ops: Operations
     ragged: Ragged | None
+    """None where all sequences have T steps."""
     reverse: bool
     """From the last step to the first."""
 
@@ -88,7 +89,7 @@ def run(
     cell, ops, ragged, reverse = loop
     steps, batch = x.shape[0], x.shape[1]
     if ragged is not None:
-        x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
+        x = zero_rows(ops, ragged.valid, x)
     y = ops.buffer((steps, batch, cell.output_size), x)
     work = cell.workspace(ops, x, batch)
     chunks: list[Chunk] = []
@@ -100,8 +101,10 @@ def run(
         if keep:
             chunks.append(chunk)
     if ragged is not None:
-        y = zero_where_invalid(ops, ragged.valid[:, :, None], y)
-    return y, [ops.contiguous(part.T) for part in columns], chunks
+        y = zero_rows(ops, ragged.valid, y)
+    # Copies: the backward run reads what the parts are views of.
+    last = [ops.copy(part.T, out=ops.buffer(part.T.shape, x)) for part in columns]
+    return y, last, chunks
 
 
 def _columns(
@@ -199,7 +202,7 @@ def run_backward(
     xp = ops.xp
     steps, batch, size = dy.shape[0], dy.shape[1], chunks[0].x.shape[2]
     if ragged is not None:
-        dy = zero_where_invalid(ops, ragged.valid[:, :, None], dy)
+        dy = zero_rows(ops, ragged.valid, dy)
     w = cell.transposed(ops, weights)
     work = cell.workspace_backward(ops, dy, batch)
     held = [ops.buffer((rows, batch), dy) for rows in cell.state_sizes]
@@ -248,17 +251,22 @@ def _run_chunk_backward(
     wholes = ops.wholes(made, out=factors[: len(made[0])])
     if ragged is not None and stop > ragged.shortest:
         valid = ragged.valid[start:stop, :]
-        wholes = [
-            zero_where_invalid(
-                ops, ops.xp.reshape(valid, (steps, *[1] * (whole.ndim - 2), valid.shape[1])), whole
-            )
-            for whole in wholes
-        ]
+        wholes = [zero_columns(ops, valid, whole) for whole in wholes]
     return wholes, dstate
 
 
-def zero_where_invalid(ops: Operations, valid: Array, a: Array) -> Array:
-    """Return a with zeros where `valid` is False, whatever stood there."""
+def zero_rows(ops: Operations, valid: Array, a: Array) -> Array:
+    """Return a (T, B, size) with zeros where `valid` (T, B) is False, whatever stood there."""
+    return _zero(ops, valid[:, :, None], a)
+
+
+def zero_columns(ops: Operations, valid: Array, a: Array) -> Array:
+    """Return a (T, ..., B) with zeros where `valid` (T, B) is False, whatever stood there."""
+    steps, batch = valid.shape
+    return _zero(ops, ops.xp.reshape(valid, (steps, *[1] * (a.ndim - 2), batch)), a)
+
+
+def _zero(ops: Operations, valid: Array, a: Array) -> Array:
     zero = ops.xp.zeros((), dtype=a.dtype, device=device_of(a))
     return ops.xp.where(valid, a, zero)
 

@@ -60,7 +60,7 @@ class Kernel:
         if code == "q":
             assert type(value) is int, (self.name, value)
             return value
-        if value is None:
+        if type(value) is int and value == 0:  # a null pointer; None is none in every CuPy
             return 0
         assert isinstance(value, standin.Array), (self.name, type(value))
         assert value.dtype == self._dtypes[code], (self.name, value.dtype)

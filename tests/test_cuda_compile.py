@@ -87,6 +87,11 @@ def test_kernels_of_all_steps_compile_without_spills(
     assert "warning" not in log
 
 
+@pytest.mark.parametrize("source", [fused.source(), persistent.source()])
+def test_any_locale_can_write_the_source(source: str) -> None:
+    assert source.isascii()
+
+
 def test_a_mistake_is_seen(compiler: Compiler) -> None:
     with pytest.raises(CompileError, match='identifier "nothing" is undefined'):
         compiler.log(fused.source().replace("step.c);", "nothing);"), *fused.options(32))

@@ -170,3 +170,24 @@ def test_backward() -> None:
     LAYER.backward(PARAMS, used, dy)
     with pytest.raises(ValueError, match="used by a backward call before"):
         LAYER.backward(PARAMS, used, dy)
+
+
+def test_backward_with_other_parameters() -> None:
+    dy = np.ones((5, 2, 4), dtype="float32")
+
+    def backward(params: Any) -> dict[str, Any]:
+        return LAYER.backward(params, LAYER.forward(PARAMS, X)[2], dy)[0]
+
+    expected = backward(PARAMS)
+    for same in (dict(PARAMS), {name: value.copy() for name, value in PARAMS.items()}):
+        for name, gradient in backward(same).items():
+            np.testing.assert_array_equal(gradient, expected[name])
+    with pytest.raises(TypeError, match="weight_ih_l0 has dtype float64, the parameters have"):
+        backward({name: value.astype("float64") for name, value in PARAMS.items()})
+    with pytest.raises(TypeError, match="weight_ih_l0 is a array_api_strict Array but params"):
+        backward({name: array_api_strict.asarray(value) for name, value in PARAMS.items()})
+    params = dict(PARAMS)
+    cache = LAYER.forward(params, X)[2]
+    params["bias_hh_l0"] = H
+    with pytest.raises(ValueError, match=r"bias_hh_l0 must have shape \(16,\), got"):
+        LAYER.backward(params, cache, dy)

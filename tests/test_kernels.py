@@ -392,6 +392,25 @@ def test_the_kernels_check_sizes() -> None:
         kernels.sizes(number, 9, 4, 1, 1, 2, 3)
     with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
         kernels.sizes(number, 2, 4, 0, 1, 2, 3)
+    with pytest.raises(ValueError, match="one bias without the other"):
+        kernels.pack(*shape, 1, *weights, np.ones(12, dtype=np.float32), None, packed)
+    x, y, h, c = (np.ones((1, 1, size), dtype=np.float32) for size in (2, 3, 3, 3))
+    long, wide = np.ones((4, 1, 2), dtype=np.float32), np.ones((1, 1, 2))
+
+    def forward(given: HostArray, distance: int, out: HostArray = y) -> None:
+        steps = (number, 2, 4, len(given), 1, 2, 3)
+        rest = (None, None, None, out, 3, h, c, None)
+        kernels.forward(*steps, 1, 0, False, packed, given, distance, *rest)
+
+    forward(x, 2)
+    for wrong, distance in ((wide, 2), (long[::-1], 2), (long[:2], 3), (long[::2], 2)):
+        out = np.ones((len(wrong), 1, 3), dtype=np.float32)
+        with pytest.raises(ValueError, match="strides of an array are not those that were said"):
+            forward(wrong, distance, out)
+    with pytest.raises((BufferError, ValueError), match="contiguous"):
+        kernels.pack(
+            *shape, 1, weights[0], np.ones((3, 12), dtype=np.float32).T, None, None, packed
+        )
     packed.flags.writeable = False
     with pytest.raises((BufferError, ValueError), match="read-only"):
         kernels.pack(*shape, 1, *weights, None, None, packed)

@@ -408,6 +408,27 @@ def test_results_of_one_call_outlive_the_next(target: Target, cell: str) -> None
 
 
 @each_cell
+def test_what_the_caller_changes_between_the_runs(target: Target, cell: str) -> None:
+    """Results and lengths are the caller's: the backward run does not read them."""
+    problem = make_problem(cell, batch=1, **STACKED)
+    params, x = target.tree(problem.params), target.asarray(problem.x)
+
+    def gradients(*, changed: bool) -> dict[str, HostArray]:
+        lengths = np.asarray([STEPS - 1])
+        y, last, kept = problem.layer.forward(params, x, lengths=lengths)
+        if changed:
+            lengths[0] = STEPS
+            for array in (y, *as_parts(last)) if target.backend != "jax" else ():
+                array[...] = 0
+        dparams, _, _ = problem.layer.backward(params, kept, target.asarray(problem.dy))
+        return {name: target.to_numpy(value) for name, value in dparams.items()}
+
+    unchanged = gradients(changed=False)
+    for name, value in gradients(changed=True).items():
+        np.testing.assert_array_equal(value, unchanged[name])
+
+
+@each_cell
 def test_cache_serves_one_backward_call(target: Target, cell: str) -> None:
     problem = make_problem(cell)
     params, dy = target.tree(problem.params), target.asarray(problem.dy)

@@ -91,7 +91,8 @@ class Native:
         inputs = weight.shape[1]
         shape = self._shape(cell, 1, 1, inputs, weight.dtype)
         packed = np.empty(_kernels.sizes(*shape)[0], np.uint8)
-        _kernels.pack(*shape, self.threads, *_contiguous(weights), packed)
+        given = [None if a is None else _whole(a) for a in map(weights.get, _WEIGHTS)]
+        _kernels.pack(*shape, self.threads, *given, packed)
         return packed, inputs
 
     def run(
@@ -110,7 +111,8 @@ class Native:
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
         y = np.empty((steps, batch, hidden), x.dtype)
         last = [np.empty((batch, hidden), x.dtype) for _ in cell.state]
-        lengths = None if ragged is None else np.ascontiguousarray(ragged.lengths, np.int64)
+        # A copy: the caller may change his before the backward run.
+        lengths = None if ragged is None else np.array(ragged.lengths, np.int64)
         memory = np.empty(_kernels.sizes(*shape)[1], np.uint8) if keep else None
         _kernels.forward(
             *shape,
@@ -124,8 +126,7 @@ class Native:
             *_pair(state),
             y,
             hidden,
-            last[0],
-            last[1] if len(last) == 2 else None,
+            *_pair(last),
             memory,
         )
         return y, last, None if memory is None else Kept(x, distance, lengths, memory)
@@ -191,11 +192,6 @@ class Native:
             out,
         )
         return out
-
-
-def _contiguous(weights: Weights) -> tuple[Array | None, ...]:
-    """Return the weights in the kernels' order, as they lie in memory."""
-    return tuple([None if a is None else _whole(a) for a in map(weights.get, _WEIGHTS)])
 
 
 def _rows(a: Array) -> tuple[Array, int]:

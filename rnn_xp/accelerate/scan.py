@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
+from rnn_xp import recurrence
 from rnn_xp.backend import Array, Namespace, Operations
 from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
-from rnn_xp.recurrence import Loop, zero_where_invalid
+from rnn_xp.recurrence import Loop, zero_columns, zero_rows
 
 
 class Kept(NamedTuple):
@@ -96,7 +97,7 @@ def _scan(
 ) -> tuple[Array, ...]:
     xp, (steps, batch, _) = ops.xp, x.shape
     if valid is not None:
-        x = zero_where_invalid(ops, valid[:, :, None], x)
+        x = zero_rows(ops, valid, x)
     pre = xp.reshape(
         w.weight_ih @ xp.permute_dims(x, (0, 2, 1)), (steps, cell.gates, cell.hidden_size, batch)
     )
@@ -115,7 +116,7 @@ def _scan(
     last, (gates, after, extras) = lax.scan(body, columns, (pre, valid), reverse=reverse)
     y = xp.permute_dims(after[0], (0, 2, 1))
     if valid is not None:
-        y = zero_where_invalid(ops, valid[:, :, None], y)
+        y = zero_rows(ops, valid, y)
     return y, tuple(part.T for part in last), gates, after, extras
 
 
@@ -131,7 +132,7 @@ def _scan_backward(
 ) -> tuple[Weights, Array, tuple[Array, ...]]:
     xp, x, (steps, batch, _) = ops.xp, kept.x, dy.shape
     if valid is not None:
-        x, dy = (zero_where_invalid(ops, valid[:, :, None], a) for a in (x, dy))
+        x, dy = (zero_rows(ops, valid, a) for a in (x, dy))
     before = [_before(xp, a.T, b, reverse) for a, b in zip(kept.state, kept.after, strict=True)]
     chunk = Chunk(0, steps, x, kept.gates, before, kept.after, kept.extras)
     w = cell.transposed(ops, weights)
@@ -149,7 +150,7 @@ def _scan_backward(
     steps_of = (xp.permute_dims(dy, (0, 2, 1)), tuple(cell.factors(ops, weights, chunk)), valid)
     dfirst, made = lax.scan(body, columns, steps_of, reverse=not reverse)
     if valid is not None:
-        made = [_zero_steps(ops, valid, whole) for whole in made]
+        made = [zero_columns(ops, valid, whole) for whole in made]
     gradients, dx = cell.gradients(ops, weights, chunk, made)
     return gradients, xp.reshape(dx, x.shape), tuple(part.T for part in dfirst)
 
@@ -160,18 +161,7 @@ def _before(xp: Namespace, first: Array, after: Array, reverse: bool) -> Array:
     return xp.concat(parts, axis=0)
 
 
-def _zero_steps(ops: Operations, valid: Array, whole: Array) -> Array:
-    """Return (T, ..., B) with zeros where `valid` (T, B) is False."""
-    steps, batch = valid.shape
-    shape = (steps, *[1] * (whole.ndim - 2), batch)
-    return zero_where_invalid(ops, ops.xp.reshape(valid, shape), whole)
-
-
-def _arrange(cell: Cell, xp: Namespace, weights: Weights) -> Folded:
-    return cell.fold(xp, weights)
-
-
 # Compiled once for each cell (equal cells are one), direction and set of shapes.
-_fold = jax.jit(_arrange, static_argnums=(0, 1))
+_fold = jax.jit(recurrence.fold, static_argnums=(0, 1))
 _run = jax.jit(_scan, static_argnums=(0, 1, 2))
 _run_backward = jax.jit(_scan_backward, static_argnums=(0, 1, 2))

@@ -17,7 +17,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from rnn_xp import recurrence
 from rnn_xp.accelerate import Engine, engine
-from rnn_xp.backend import Array, Namespace, operations
+from rnn_xp.backend import Array, Namespace
 from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
 from rnn_xp.recurrence import Loop
 
@@ -70,7 +70,8 @@ def run(
         folded = recurrence.fold(loop.cell, loop.ops.xp, w.weights)
         return recurrence.run(loop, folded, x, state, keep=keep)
     host_x, *host_state = arrays
-    y, last, chunks = w.engine.run(_on_host(loop), w.folded, host_x, host_state, keep=keep)
+    # Of the loop the kernels read the cell, the lengths and the direction: all on the host.
+    y, last, chunks = w.engine.run(loop, w.folded, host_x, host_state, keep=keep)
     kept = Kept(w.engine, chunks, x, state) if keep else None
     return torch.from_numpy(y), [torch.from_numpy(part) for part in last], kept
 
@@ -92,7 +93,7 @@ def run_backward(
         return recurrence.run_backward(loop, weights, again, dy, dstate)
     count = len(dstate)
     gradients, dx, first = chunks.engine.run_backward(
-        _on_host(loop),
+        loop,
         dict(zip(weights, arrays[1 + count :], strict=True)),
         chunks.chunks,
         arrays[0],
@@ -130,10 +131,3 @@ def _is_plain(tensor: Array, recording: bool) -> bool:
         and not (recording and tensor.requires_grad)
         and unpack_dual(tensor).tangent is None
     )
-
-
-def _on_host(loop: Loop) -> Loop:
-    ragged = loop.ragged
-    if ragged is not None:
-        ragged = ragged._replace(valid=ragged.valid.numpy())
-    return loop._replace(ops=operations(np), ragged=ragged)

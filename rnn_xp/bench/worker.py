@@ -58,7 +58,6 @@ class Session:
         """Run once, and write the results to a `.npz` file."""
         with open(path, "wb") as file:
             np.savez(file, **self.calls[mode].results())  # type: ignore[arg-type]
-        settle()
         return {}
 
     def time(self, mode: str, calls: int, warm: bool) -> dict[str, Any]:
@@ -74,7 +73,6 @@ class Session:
             seconds = (time.perf_counter() - start) / calls
         finally:
             gc.enable()
-        settle()
         return {"seconds": seconds}
 
     def peak(self, dtype: str) -> dict[str, Any]:
@@ -87,7 +85,6 @@ class Session:
             start = time.perf_counter()
             np.matmul(a, a, out=out)
             best = min(best, time.perf_counter() - start)
-        settle()
         return {"flops": 2 * size**3 / best}
 
     def memory(self, case: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +138,7 @@ def main() -> None:
         except Exception as error:  # any: the library's own
             reason = str(error).strip().partition("\n")[0]
             answer = {"error": f"{type(error).__name__}: {reason}"}
+        settle()
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -63,7 +63,7 @@ def add_train_text(kinds: Any) -> None:
     command.add_argument(
         "--resume",
         action="store_true",
-        help="go on where the training that wrote MODEL was stopped",
+        help="go on where the training that wrote MODEL was stopped, with its settings",
     )
     command.add_argument("--force", action="store_true", help="replace MODEL if it exists")
     command.add_argument("--log", type=Path, metavar="FILE", help="append JSON lines to this file")
@@ -318,7 +318,7 @@ def add_sample(commands: Any) -> None:
         "--temperature",
         type=number(0.0),
         default=0.8,
-        help="below 1 bolder, above 1 freer, 0 always the most likely character",
+        help="below 1 more predictable, above 1 more varied, 0 always the most likely character",
     )
     command.add_argument("--top-k", type=count(1), help="draw among the k most likely characters")
     command.add_argument("--seed", type=count(0), default=0, help="of what is drawn")

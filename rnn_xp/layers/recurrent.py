@@ -63,7 +63,6 @@ class Cache:
     """What `forward` keeps for one `backward`."""
 
     layer: Recurrent
-    params: Params
     weights: list[dict[str, Array]]
     """Those of each run."""
     engine: Engine
@@ -244,7 +243,7 @@ class Recurrent:
         xp = check_params(self, params)
         weights = self._weights(params)
         prepared = self._fold(xp, weights)
-        cache = Cache(self, params, weights, prepared.engine, prepared.like)
+        cache = Cache(self, weights, prepared.engine, prepared.like)
         y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
         return y, state, cache
 
@@ -271,12 +270,16 @@ class Recurrent:
         ------
         ValueError
             If a shape is wrong, or the cache was used before or belongs to another layer.
+        TypeError
+            If `params` or a gradient are not of the library and dtype of `forward`.
         """
         use_once(self, cache)
         weights = cache.weights
-        if params is not cache.params:
+        if not self._are(weights, params):
             check_params(self, params)
             weights = self._weights(params)
+            first = weights[0]["weight_ih"]
+            check_given("weight_ih_l0", first, tuple(first.shape), cache.like)
         ops = cache.loops[0].ops
         batched = len(cache.shape) == 3
         check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
@@ -331,6 +334,16 @@ class Recurrent:
 
     def _weights(self, params: Params) -> list[dict[str, Array]]:
         return [{name: params[full] for name, full in names.items()} for names in self._names]
+
+    def _are(self, weights: list[dict[str, Array]], params: Any) -> bool:
+        """Tell whether `params` hold these very arrays, and nothing else."""
+        if type(params) is not dict or len(params) != len(self.shapes):
+            return False
+        for names, each in zip(self._names, weights, strict=True):
+            for name, full in names.items():
+                if params.get(full) is not each[name]:
+                    return False
+        return True
 
     def _run(
         self,

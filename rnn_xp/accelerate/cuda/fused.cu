@@ -206,7 +206,7 @@ extern "C" __global__ void candidate_backward(BACKWARD) {
   store(carry + at, d.h);
 }
 
-extern "C" __global__ void reset_backward(BACKWARD) {  // dh: W_hnᵀ da_n, which is du
+extern "C" __global__ void reset_backward(BACKWARD) {  // dh: W_hn^T da_n, which is du
   PLACE;
   if (!counts) return;
   stored* const g = gates + (t * size + row * hidden) * 3 + unit;

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from rnn_xp.backend import Array, Namespace, Operations
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.recurrence import Loop, Ragged, zero_where_invalid
+from rnn_xp.recurrence import Loop, Ragged, zero_rows
 
 Kernel = Callable[..., Any]
-"""As `cupy.RawKernel`: (grid, block, arguments)."""
+"""As `cupy.RawKernel`: (grid, block, arguments), 0 for a null pointer."""
 Kernels = Callable[[str], Kernel]
 """From a kernel's name to the kernel."""
 
@@ -114,7 +114,7 @@ class Fused:
         steps, batch, inputs = x.shape
         hidden = cell.hidden_size
         if ragged is not None:
-            x = zero_where_invalid(ops, ragged.valid[:, :, None], x)
+            x = zero_rows(ops, ragged.valid, x)
         x = ops.xp.reshape(x, (steps * batch, inputs))
         rows, first = (steps + 1, steps if reverse else 0) if keep else (self.rows, 0)
         parts = [_states(ops, part, (rows, batch, hidden), first, x) for part in state]
@@ -138,8 +138,8 @@ class Fused:
                 kernels, (kept.h, kept.extra)[: len(kernels)], _blocks(cell, w), strict=True
             )
         ]
-        given = (valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
-        made = (*kept[1:], y)
+        given = pointers(valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
+        made = pointers(*kept[1:], y)
         grid, block = _threads(batch, hidden)
         after = steps if reverse and keep else 0
         for k in reversed(range(steps)) if reverse else range(steps):
@@ -198,7 +198,7 @@ class Fused:
             (kernel, ops.unstack(ops.xp.reshape(rows, (steps, batch, -1))), weight)
             for kernel, rows, weight in zip(kernels, operands, _blocks(cell, w)[::-1], strict=True)
         ]
-        arguments = (valid(ragged), dy, *kept[1:], *dstate, made.hh, made.u)
+        arguments = pointers(valid(ragged), dy, *kept[1:], *dstate, made.hh, made.u)
         grid, block = _threads(batch, hidden)
         for k in range(steps) if reverse else reversed(range(steps)):
             before, after = (k + 1, k) if reverse else (k, k + 1)
@@ -235,6 +235,11 @@ def _blocks(cell: Cell, w: Weights) -> list[Array]:
 def valid(ragged: Ragged | None) -> Array | None:
     """Return which steps count, (T, B), as the kernels take it."""
     return None if ragged is None else ragged.valid
+
+
+def pointers(*arrays: Array | None) -> tuple[Any, ...]:
+    """Return arrays as kernels take them: of None, not every CuPy makes a null pointer."""
+    return tuple(0 if a is None else a for a in arrays)
 
 
 def _threads(batch: int, hidden: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

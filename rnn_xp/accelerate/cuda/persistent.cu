@@ -4,7 +4,8 @@
 // kernels/gates.h where their names stand. Block b owns `units` hidden units, from b * units on:
 // their recurrent weights stay in shared memory. A step is, for each tile of the batch: the tile's
 // states into shared memory, the product, the gates; then a barrier of the whole grid, so that all
-// blocks have to be resident: a cooperative launch. BITS is the size of the arrays' numbers: 16 or 32.
+// blocks have to be resident: a cooperative launch. BITS is the size of the arrays' numbers, 16 or
+// 32.
 // A state is (B, H), the gates of a step (B, G, H), as in fused.cu.
 
 #ifdef __CUDACC__
@@ -18,9 +19,9 @@ __device__ __forceinline__ unsigned arrived(const unsigned* counter) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
   return count;
 }
-// sum (16, 8) += a (16, 16) b (16, 8), by a warp. A thread holds pairs of neighbours: of a those from
-// column 2 (lane % 4) on, in the rows lane / 4 and 8 further, and then those 8 columns further; of b
-// those from row 2 (lane % 4) on and 8 further, in column lane / 4; of the sum as of a.
+// sum (16, 8) += a (16, 16) b (16, 8), by a warp. A thread holds pairs of neighbours: of a those
+// from column 2 (lane % 4) on, in the rows lane / 4 and 8 further, and then those 8 columns further;
+// of b those from row 2 (lane % 4) on and 8 further, in column lane / 4; of the sum as of a.
 __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a)[4],
                                              const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -50,13 +51,13 @@ __device__ __forceinline__ void meet(unsigned* counter, unsigned times) {
   __syncthreads();
   if (threadIdx.x == 0) {
     arrive(counter);
-    while (arrived(counter) < times * gridDim.x) PAUSE();
+    while ((int)(arrived(counter) - times * gridDim.x) < 0) PAUSE();  // it may wrap
   }
   __syncthreads();
 }
 
 // --------------------------------------------------------------------------------------------
-// Products in shared memory: sums (rows, tile) = weights (rows, width) statesᵀ (width, count).
+// Products in shared memory: sums (rows, tile) = weights (rows, width) states^T (width, count).
 
 #if BITS == 16
 typedef unsigned word;  // two numbers: the width is even
@@ -66,15 +67,18 @@ constexpr int PER_WORD = 2;
 // begin in the same bank.
 __device__ __forceinline__ int distance(int width) { return (width + 15) / 16 * 16 + 8; }
 
-// Warps that share a sum's width.
-__device__ __forceinline__ int slices(int tasks) { return tasks < 8 ? 8 / tasks : 1; }
+// Warps that share a sum's width, if a block's `most` rows are tiles for fewer than eight.
+__device__ __forceinline__ int slices(int most, int tile) {
+  const int tasks = (most + 15) / 16 * ((tile + 7) / 8);
+  return tasks < 8 ? 8 / tasks : 1;
+}
 
 // A warp makes 16 x 8 sums at once, over its part of the width; past the end the last row is taken
-// once more and not kept.
+// once more and not kept. The last block has fewer rows than `most`, and as many parts.
 __device__ __forceinline__ void product(number* sums, const stored* weights, const stored* states,
-                                        int rows, int width, int count, int tile) {
+                                        int rows, int most, int width, int count, int tile) {
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32, across = (tile + 7) / 8;
-  const int tasks = (rows + 15) / 16 * across, parts = slices(tasks), size = rows * tile;
+  const int tasks = (rows + 15) / 16 * across, parts = slices(most, tile), size = rows * tile;
   const int line = lane / 4, pair = lane % 4 * 2, by = distance(width);
   for (int k = threadIdx.x / 32; k < tasks * parts; k += warps) {
     const int part = k % parts, row = k / parts / across * 16, column = k / parts % across * 8;
@@ -112,7 +116,7 @@ __device__ __forceinline__ int distance(int width) { return width; }
 // A warp makes 4 x 4 sums at once, so that each number read serves four; past the end the last row
 // is computed once more and not kept.
 __device__ __forceinline__ void product(number* sums, const stored* weights, const stored* states,
-                                        int rows, int width, int count, int tile) {
+                                        int rows, int, int width, int count, int tile) {
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32, across = (count + 3) / 4;
   for (int k = threadIdx.x / 32; k < (rows + 3) / 4 * across; k += warps) {
     const int row = k / across * 4, column = k % across * 4;
@@ -158,8 +162,8 @@ __device__ __forceinline__ void stage(stored* to, const stored* from, int count,
   __syncthreads();
 }
 
-// What a block works with: its units, from `first` on, and its shared memory, of which the weights
-// begin it and take `weights` numbers.
+// What a block works with: its units, from `first` on, and its shared memory, which begins with
+// so many `numbers` of weights.
 struct Block {
   long long hidden, batch, units, tile;
   int first, count;
@@ -205,7 +209,8 @@ __device__ __forceinline__ void multiply(const Block& own, const stored* weights
     const int count = least(own.tile, own.batch - first);
     if (from) {
       stage(own.states, from + first * width, count, width);
-      product(own.sums, weights, own.states, gates * own.count, width, count, own.tile);
+      product(own.sums, weights, own.states, gates * own.count, gates * own.units, width, count,
+              own.tile);
     }
     // The next tile's states may come meanwhile; its sums come after a barrier.
     for (int k = threadIdx.x; k < own.count * count; k += blockDim.x) {

@@ -46,6 +46,11 @@ class Persistent(Fused):
         super().__init__(kernels)
         self.limits = limits
 
+    def on(self, multiprocessors: int) -> Persistent:
+        """Return the engine that uses no more than so many multiprocessors."""
+        most = min(multiprocessors, self.limits().multiprocessors)
+        return Persistent(self._kernels, lambda: self.limits()._replace(multiprocessors=most))
+
     def takes(self, cell: Cell, dtype: Any) -> bool:
         """Tell whether there are kernels for this cell and dtype."""
         return type(cell) in _CELLS and dtype.char in "ef"
@@ -100,7 +105,7 @@ class Persistent(Fused):
         counter = xp.zeros((1,), dtype=xp.uint32)
         sizes = (hidden, batch, steps, plan.units, plan.tile)
         (kernel,) = self._named([f"{name}_all_{part}"], like)
-        arguments = (*sizes, *how, counter, *arrays)
+        arguments = (*sizes, *how, counter, *fused.pointers(*arrays))
         kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
 
 
@@ -124,11 +129,14 @@ def limits() -> Limits:
 def _limits(device: int) -> Limits:
     import cupy
 
-    has = cupy.cuda.Device(device).attributes
+    asked = cupy.cuda.Device(device)
+    has = asked.attributes
     return Limits(
         has["MultiProcessorCount"],
         has["MaxSharedMemoryPerBlockOptin"],
         bool(has["CooperativeLaunch"]),
+        int(asked.compute_capability),
+        device,
     )
 
 

@@ -19,6 +19,8 @@ LAUNCH = 3.5
 """Of a kernel or a product, in µs; without the persistent kernels a step has one of each."""
 CLOCK = 1500.0
 """Cycles a µs."""
+CAPABILITY = {16: 75, 32: 70}
+"""The least for numbers of so many bits: their products, and how the blocks meet."""
 
 
 class Limits(NamedTuple):
@@ -29,6 +31,10 @@ class Limits(NamedTuple):
     """Bytes of shared memory that a block may have."""
     cooperative: bool
     """Whether it knows cooperative launches."""
+    capability: int = 80
+    """Ten times the compute capability."""
+    device: int = 0
+    """Its number: what was tried on one device says nothing of the next."""
 
 
 class Work(NamedTuple):
@@ -90,7 +96,7 @@ def _slices(rows: int, tile: int, bits: int) -> int:
 def plans(work: Work, hidden: int, batch: int, limits: Limits) -> tuple[Plan, Plan] | None:
     """Return the plans of the forward and the backward kernel; None where one does not fit."""
     gates, bits = work
-    if bits == 16 and hidden % 2:
+    if limits.capability < CAPABILITY[bits] or (bits == 16 and hidden % 2):
         return None
     forward = fit([(count, hidden) for count in gates], bits, hidden, batch, limits)
     backward = fit([(1, count * hidden) for count in gates], bits, hidden, batch, limits)

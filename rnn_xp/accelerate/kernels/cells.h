@@ -84,7 +84,9 @@ INLINE void put_dh0(const Step<T>& s, long row, long at, const T* sum) {
 //   X_GATES, H_GATES, U_GATES  gates of the product with x, with h, and with u (a second one)
 //   SLOTS                      vectors of `gates` for each vector of hidden units
 //   DA, DA_HH                  vectors of `da` and `da_hh`; 0 where `da` serves both
+//   HAS_C                      whether there is a cell state
 //   CARRIES                    whether a part of dh passes by the products
+//   KEEPS_GATES                whether the backward pass reads the gates
 //   forward, backward          after the product with h, for one vector of units of one row
 //   forward_u, backward_u      after the second product
 

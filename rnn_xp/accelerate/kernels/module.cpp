@@ -53,12 +53,13 @@ class Arguments {
     return failed_ ? 0 : value;
   }
 
-  // An array of at least so many bytes, from its first element on. Rows may have a distance.
-  void* array(int64_t bytes, bool writable, bool optional = false) {
+  // An array of at least so many bytes, one after the other unless `whole` is false.
+  void* array(int64_t bytes, bool writable, bool optional = false, bool whole = true) {
     PyObject* o = next();
     if (!o || (optional && o == Py_None)) return nullptr;
     Py_buffer* view = &views_[held_];
-    if (PyObject_GetBuffer(o, view, PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0))) {
+    const int flags = whole ? PyBUF_C_CONTIGUOUS : PyBUF_STRIDES;
+    if (PyObject_GetBuffer(o, view, flags | (writable ? PyBUF_WRITABLE : 0))) {
       failed_ = true;
       return nullptr;
     }
@@ -73,6 +74,32 @@ class Arguments {
   const void* input_or_none(int64_t bytes) { return array(bytes, false, true); }
   void* output(int64_t bytes) { return array(bytes, true); }
   void* output_or_none(int64_t bytes) { return array(bytes, true, true); }
+
+  // An array with gaps; `lies` must follow.
+  void* spread(int64_t bytes, bool writable = false) {
+    return array(bytes, writable, false, false);
+  }
+
+  struct Axis {
+    int64_t count, step;  // step: in numbers, from one to the next
+  };
+
+  // Fail unless the array before lies so.
+  template <int N>
+  void lies(const Axis (&axes)[N], int64_t item) {
+    if (failed_) return;
+    const Py_buffer& view = views_[held_ - 1];
+    bool so = view.ndim == N && view.itemsize == item;
+    for (int k = 0; so && k < N; k++)
+      so = view.shape[k] == axes[k].count &&
+           (view.shape[k] == 1 || view.strides[k] == axes[k].step * item);
+    if (!so) refuse("the sizes or strides of an array are not those that were said");
+  }
+
+  void refuse(const char* why) {
+    if (!failed_) PyErr_SetString(PyExc_ValueError, why);
+    failed_ = true;
+  }
 
   // The kernels' own memory: bytes from the first whole cache line on.
   void* memory(int64_t bytes, bool writable, bool optional = false) {
@@ -199,6 +226,7 @@ PyObject* pack(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.weight_hh = in.input(rows * call.H);
   call.bias_ih = in.input_or_none(rows);
   call.bias_hh = in.input_or_none(rows);
+  if (!call.bias_ih != !call.bias_hh) in.refuse("one bias without the other");
   call.packed = in.memory(kernels->packed_bytes(call), true);
   if (!in.done()) return nullptr;
   return run(kernels->pack, call, 0, team_size(call, threads));
@@ -215,13 +243,15 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.split = (int)in.integer();
   call.reverse = in.integer() != 0;
   call.packed = in.memory(kernels->packed_bytes(call), false);
-  call.x = in.input(call.T * call.B * call.I * item);
+  call.x = in.spread(call.T * call.B * call.I * item);
   call.ldx = in.integer();
+  in.lies({{call.T, call.B * call.ldx}, {call.B, call.ldx}, {call.I, 1}}, item);
   call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
   call.h0 = in.input_or_none(state);
   call.c0 = in.input_or_none(state);
-  call.y = in.output(call.T * state);
+  call.y = in.spread(call.T * state, true);
   call.ldy = in.integer();
+  in.lies({{call.T, call.B * call.ldy}, {call.B, call.ldy}, {call.H, 1}}, item);
   call.h_last = in.output(state);
   call.c_last = has_c ? in.output(state) : in.output_or_none(0);
   call.kept = in.memory(kernels->kept_bytes(call), true, true);
@@ -243,12 +273,14 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.reverse = in.integer() != 0;
   call.weight_ih = in.input(rows * call.I);
   call.weight_hh = in.input(rows * call.H);
-  call.x = in.input(call.T * call.B * call.I * item);
+  call.x = in.spread(call.T * call.B * call.I * item);
   call.ldx = in.integer();
+  in.lies({{call.T, call.B * call.ldx}, {call.B, call.ldx}, {call.I, 1}}, item);
   call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
-  call.kept = in.memory(kernels->kept_bytes(call), true);
-  call.dy = in.input(call.T * state);
+  call.kept = in.memory(kernels->kept_bytes(call), false);
+  call.dy = in.spread(call.T * state);
   call.lddy = in.integer();
+  in.lies({{call.T, call.B * call.lddy}, {call.B, call.lddy}, {call.H, 1}}, item);
   call.dh_last = in.input_or_none(state);
   call.dc_last = in.input_or_none(state);
   call.dx = in.output(call.T * call.B * call.I * item);
@@ -270,10 +302,12 @@ PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t which = in.integer(), item = in.integer(), threads = in.integer();
   p.is_double = item == 8;
   p.M = in.integer(), p.N = in.integer(), p.K = in.integer();
-  p.A = in.input(p.M * p.K * item);
+  p.A = in.spread(p.M * p.K * item);
   p.a_row = in.integer(), p.a_k = in.integer();
-  p.B = in.input(p.K * p.N * item);
+  in.lies({{p.M, p.a_row}, {p.K, p.a_k}}, item);
+  p.B = in.spread(p.K * p.N * item);
   p.b_k = in.integer(), p.b_n = in.integer();
+  in.lies({{p.K, p.b_k}, {p.N, p.b_n}}, item);
   p.bias = in.input_or_none(p.N * item);
   p.C = in.output(p.M * p.N * item);
   if (!in.done()) return nullptr;

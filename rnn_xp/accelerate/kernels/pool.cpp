@@ -104,12 +104,15 @@ void* worker(void* argument) {
 }
 
 Pool* pool = nullptr;
+pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
 
-// A child process has no workers: it makes a pool of its own.
-void forget() { pool = nullptr; }
+// A child process has no workers, nor whoever may have held the lock: it makes a pool of its own.
+void forget() {
+  pool = nullptr;
+  making = PTHREAD_MUTEX_INITIALIZER;
+}
 
 Pool& the_pool() {
-  static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
   static bool registered = false;
   pthread_mutex_lock(&making);
   if (!registered) {
