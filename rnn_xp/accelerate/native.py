@@ -110,7 +110,8 @@ class Native:
         (steps, batch, inputs), hidden = x.shape, cell.hidden_size
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
         y = np.empty((steps, batch, hidden), x.dtype)
-        last = [np.empty((batch, hidden), x.dtype) for _ in cell.state]
+        h = np.empty((batch, hidden), x.dtype)
+        c = np.empty((batch, hidden), x.dtype) if len(cell.state) == 2 else None
         # A copy: the caller may change his before the backward run.
         lengths = None if ragged is None else np.array(ragged.lengths, np.int64)
         memory = np.empty(_kernels.sizes(*shape)[1], np.uint8) if keep else None
@@ -126,9 +127,11 @@ class Native:
             *_pair(state),
             y,
             hidden,
-            *_pair(last),
+            h,
+            c,
             memory,
         )
+        last = [h] if c is None else [h, c]
         return y, last, None if memory is None else Kept(x, distance, lengths, memory)
 
     def run_backward(
@@ -146,7 +149,8 @@ class Native:
         shape = self._shape(cell, steps, batch, inputs, x.dtype)
         dx = np.empty(x.shape, x.dtype)
         gradients = {name: np.empty(a.shape, a.dtype) for name, a in weights.items()}
-        first = [np.empty((batch, cell.hidden_size), x.dtype) for _ in cell.state]
+        dh = np.empty((batch, cell.hidden_size), x.dtype)
+        dc = np.empty((batch, cell.hidden_size), x.dtype) if len(cell.state) == 2 else None
         _kernels.backward(
             *shape,
             self.threads,
@@ -163,9 +167,10 @@ class Native:
             *_pair(dstate),
             dx,
             *map(gradients.get, _WEIGHTS),
-            *_pair(first),
+            dh,
+            dc,
         )
-        return gradients, dx, first
+        return gradients, dx, [dh] if dc is None else [dh, dc]
 
     def product(self, a: Array, b: Array, bias: Array | None) -> Array:
         """Return a b + bias for matrices a (M, K) and b (K, N)."""
@@ -228,8 +233,8 @@ def _whole(a: Array) -> Array:
 
 def _pair(state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
     """Return h and c, contiguous; None for c where a cell has none."""
-    made = [None if a is None else _whole(a) for a in state]
-    return made[0], made[1] if len(made) == 2 else None
+    h, c = state if len(state) == 2 else (state[0], None)
+    return None if h is None else _whole(h), None if c is None else _whole(c)
 
 
 def instruction_sets() -> tuple[str, ...]:

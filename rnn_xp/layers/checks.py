@@ -91,7 +91,7 @@ def _fits(shapes: Mapping[str, tuple[int, ...]], params: Any) -> bool:
             dtype = array.dtype
             if dtype.char not in "fd":
                 return False
-        elif array.dtype != dtype:
+        elif array.dtype is not dtype and array.dtype != dtype:
             return False
     return dtype is not None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ class Cache:
     """What `forward` keeps for one `backward`."""
 
     layer: Recurrent
+    params: Params
     weights: list[dict[str, Array]]
     """Those of each run."""
     engine: Engine
@@ -243,7 +245,7 @@ class Recurrent:
         xp = check_params(self, params)
         weights = self._weights(params)
         prepared = self._fold(xp, weights)
-        cache = Cache(self, weights, prepared.engine, prepared.like)
+        cache = Cache(self, dict(params), weights, prepared.engine, prepared.like)
         y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
         return y, state, cache
 
@@ -275,7 +277,7 @@ class Recurrent:
         """
         use_once(self, cache)
         weights = cache.weights
-        if not self._are(weights, params):
+        if not _same(params, cache.params):
             check_params(self, params)
             weights = self._weights(params)
             first = weights[0]["weight_ih"]
@@ -335,16 +337,6 @@ class Recurrent:
     def _weights(self, params: Params) -> list[dict[str, Array]]:
         return [{name: params[full] for name, full in names.items()} for names in self._names]
 
-    def _are(self, weights: list[dict[str, Array]], params: Any) -> bool:
-        """Tell whether `params` hold these very arrays, and nothing else."""
-        if type(params) is not dict or len(params) != len(self.shapes):
-            return False
-        for names, each in zip(self._names, weights, strict=True):
-            for name, full in names.items():
-                if params.get(full) is not each[name]:
-                    return False
-        return True
-
     def _run(
         self,
         prepared: Prepared,
@@ -392,8 +384,9 @@ class Recurrent:
 
     def _check_input(self, x: Array, like: Array) -> Namespace:
         """Raise unless x can be run; return its namespace."""
-        if type(x) is np.ndarray and x.size and fits(x, (*x.shape[:2], self.input_size), like):
-            return np
+        arrays = type(x) is type(like) is np.ndarray and x.dtype == like.dtype
+        if arrays and x.ndim == 3 and x.size and x.shape[2] == self.input_size:
+            return np  # all is well, at once
         check_is_given("x", x)
         xp = array_namespace(params=like, x=x)
         if x.ndim not in (2, 3):
@@ -460,6 +453,13 @@ class Recurrent:
         if not batched:
             parts = [part[:, 0, :] for part in parts]
         return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _same(params: Any, others: Params) -> bool:
+    """Tell at once that `params` hold the very arrays of others; False says nothing."""
+    if type(params) is not dict or len(params) != len(others):
+        return False
+    return all(map(is_, map(params.get, others), others.values()))
 
 
 @dataclass(frozen=True)
