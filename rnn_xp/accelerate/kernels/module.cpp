@@ -153,13 +153,25 @@ int most_threads(int64_t threads) {
   return (int)(threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
 }
 
-// As many threads as have work: below that, waking and meeting cost more than they save, and a busy
-// machine would make a short call wait for its second thread.
-int team_size(const Call& call, int64_t threads) {
-  const int64_t rows = call.B * gates_of(call.cell) * call.H;
-  const int64_t step = rows * call.H, all = call.T * rows * (call.I + call.H);  // multiplications
-  return step < 16384 || all < 1 << 20 ? 1 : most_threads(threads);
-}
+constexpr int64_t BRIEF = 1 << 24;  // multiplications: some hundred microseconds
+
+// How many threads have work, and whether they have it for so short a time that nobody is woken for
+// it. Below that, meeting costs more than it saves.
+struct Load {
+  Load(const Call& call, int64_t threads) {
+    const int64_t rows = call.B * gates_of(call.cell) * call.H;
+    const int64_t step = rows * call.H, all = call.T * rows * (call.I + call.H);  // multiplications
+    size = step < 16384 || all < 1 << 19 ? 1 : most_threads(threads);
+    brief = all < BRIEF;
+  }
+  Load(const Product& p, int64_t threads) {
+    const int64_t all = p.M * p.N * p.K;
+    size = all < 65536 ? 1 : most_threads(threads);
+    brief = all < BRIEF;
+  }
+  int size;
+  bool brief;
+};
 
 struct Scratch {
   explicit Scratch(int64_t bytes) {
@@ -173,7 +185,7 @@ struct Scratch {
 
 // Do a piece of work (Call or Product) with its scratch memory, while other Python threads run.
 template <class W>
-PyObject* run(void (*job)(const W&, Team), W& work, int64_t scratch_bytes, int threads) {
+PyObject* run(void (*job)(const W&, Team), W& work, int64_t scratch_bytes, Load load) {
   struct Task {
     void (*job)(const W&, Team);
     const W* work;
@@ -188,7 +200,7 @@ PyObject* run(void (*job)(const W&, Team), W& work, int64_t scratch_bytes, int t
   if (!failed) {
     work.scratch = scratch.memory;
     const Task task = {job, &work};
-    run_team(Task::run, &task, threads);
+    run_team(Task::run, &task, load.size, load.brief);
   }
   Py_END_ALLOW_THREADS
   if (failed) return PyErr_NoMemory();
@@ -229,7 +241,7 @@ PyObject* pack(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!call.bias_ih != !call.bias_hh) in.refuse("one bias without the other");
   call.packed = in.memory(kernels->packed_bytes(call), true);
   if (!in.done()) return nullptr;
-  return run(kernels->pack, call, 0, team_size(call, threads));
+  return run(kernels->pack, call, 0, Load(call, threads));
 }
 
 PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -256,8 +268,7 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.c_last = has_c ? in.output(state) : in.output_or_none(0);
   call.kept = in.memory(kernels->kept_bytes(call), true, true);
   if (!in.done()) return nullptr;
-  return run(kernels->forward, call, kernels->scratch_bytes(call, false),
-             team_size(call, threads));
+  return run(kernels->forward, call, kernels->scratch_bytes(call, false), Load(call, threads));
 }
 
 PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -291,8 +302,7 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.dh0 = in.output(state);
   call.dc0 = has_c ? in.output(state) : in.output_or_none(0);
   if (!in.done()) return nullptr;
-  return run(kernels->backward, call, kernels->scratch_bytes(call, true),
-             team_size(call, threads));
+  return run(kernels->backward, call, kernels->scratch_bytes(call, true), Load(call, threads));
 }
 
 // (kernels, itemsize, threads, M, N, K, A, a_row, a_k, B, b_k, b_n, bias, C)
@@ -319,8 +329,7 @@ PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return nullptr;
   }
   const Kernels* kernels = all_kernels[which];
-  const bool small = p.M * p.N * p.K < 65536;
-  return run(kernels->product, p, kernels->product_bytes(p), small ? 1 : most_threads(threads));
+  return run(kernels->product, p, kernels->product_bytes(p), Load(p, threads));
 }
 
 #define FAST(name, text) \

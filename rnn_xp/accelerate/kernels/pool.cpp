@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include <atomic>
 
@@ -26,6 +27,15 @@ void wait_until(F done) {
     }
   }
 }
+
+int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
+}
+
+// For about so long a worker spins before it sleeps.
+constexpr int64_t SOON = 100000;  // nanoseconds
 
 struct alignas(64) Counter {
   std::atomic<int64_t> value{0};
@@ -62,14 +72,19 @@ struct Job {
 };
 
 // The workers spin for a while after a call, since the next one often follows at once; then they
-// sleep. A worker whose number is not below the job's size has no part in it.
+// sleep. To wake them takes longer than a brief job, so that one which finds them asleep runs alone;
+// if it came soon after the one before, it wakes them for the next. A worker whose number is not
+// below the job's size has no part in it.
 struct Pool {
   pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;
   pthread_mutex_t sleep = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
   std::atomic<int64_t> round{0};
   std::atomic<int> working{0}, sleepers{0};
-  int started = 1;  // with the caller
+  std::atomic<bool> stay{false};  // awake, while the caller does a brief job alone
+  int alarms = 0;                 // under `sleep`: wakes workers without a job
+  int64_t ended = 0;              // when the last job did
+  int started = 1;                // with the caller
   Job job;
   Barrier barrier;
 };
@@ -88,11 +103,12 @@ void* worker(void* argument) {
     int spins = 0;
     while (p.round.load(std::memory_order_acquire) == seen) {
       pause();
-      if (++spins < 4000) continue;
+      if (++spins < 4000 || p.stay.load(std::memory_order_relaxed)) continue;
       spins = 0;
       pthread_mutex_lock(&p.sleep);
       p.sleepers.fetch_add(1);
-      while (p.round.load() == seen) pthread_cond_wait(&p.wake, &p.sleep);
+      const int heard = p.alarms;
+      while (p.round.load() == seen && p.alarms == heard) pthread_cond_wait(&p.wake, &p.sleep);
       p.sleepers.fetch_sub(1);
       pthread_mutex_unlock(&p.sleep);
     }
@@ -137,30 +153,35 @@ void start(Pool& p, int size) {
   }
 }
 
+void rouse(Pool& p) {
+  pthread_mutex_lock(&p.sleep);
+  p.alarms++;
+  pthread_cond_broadcast(&p.wake);
+  pthread_mutex_unlock(&p.sleep);
+}
+
 }  // namespace
 
-void run_team(void (*job)(const void*, Team), const void* what, int size) {
-  if (size > 1) {
-    Pool& p = the_pool();
-    if (pthread_mutex_trylock(&p.busy) == 0) {
-      start(p, size);
-      if (p.started >= size) {
-        p.barrier.reset(size);
-        p.job = {job, what, size};
-        p.working.store(p.started - 1, std::memory_order_relaxed);
-        p.round.fetch_add(1);
-        if (p.sleepers.load()) {
-          pthread_mutex_lock(&p.sleep);
-          pthread_cond_broadcast(&p.wake);
-          pthread_mutex_unlock(&p.sleep);
-        }
-        job(what, Team{0, size, &p.barrier});
-        wait_until([&] { return p.working.load(std::memory_order_acquire) == 0; });
-        pthread_mutex_unlock(&p.busy);
-        return;
-      }
-      pthread_mutex_unlock(&p.busy);
+void run_team(void (*job)(const void*, Team), const void* what, int size, bool brief) {
+  Pool* const p = size > 1 ? &the_pool() : nullptr;
+  if (!p || pthread_mutex_trylock(&p->busy)) return job(what, Team{0, 1, nullptr});
+  start(*p, size);
+  if (p->started < size || (brief && p->sleepers.load())) {
+    if (nanoseconds() - p->ended < SOON) {
+      p->stay.store(true, std::memory_order_relaxed);
+      rouse(*p);
     }
+    job(what, Team{0, 1, nullptr});
+    p->stay.store(false, std::memory_order_relaxed);
+  } else {
+    p->barrier.reset(size);
+    p->job = {job, what, size};
+    p->working.store(p->started - 1, std::memory_order_relaxed);
+    p->round.fetch_add(1);
+    if (p->sleepers.load()) rouse(*p);  // not before: one may have fallen asleep just now
+    job(what, Team{0, size, &p->barrier});
+    wait_until([&] { return p->working.load(std::memory_order_acquire) == 0; });
   }
-  job(what, Team{0, 1, nullptr});
+  p->ended = nanoseconds();
+  pthread_mutex_unlock(&p->busy);
 }

@@ -4,7 +4,8 @@
 #include "call.h"
 
 // Run job(what, {me, size, barrier}) on `size` threads, the caller's among them. If another call has
-// the threads, or they cannot be started, the caller does it alone: the bits are the same.
-void run_team(void (*job)(const void* what, Team), const void* what, int size);
+// the threads, or they cannot be started, or they sleep and the job is brief, the caller does it
+// alone: the bits are the same.
+void run_team(void (*job)(const void* what, Team), const void* what, int size, bool brief);
 
 constexpr int MOST_THREADS = 64;
