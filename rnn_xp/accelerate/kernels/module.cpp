@@ -153,7 +153,7 @@ int most_threads(int64_t threads) {
   return (int)(threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
 }
 
-constexpr int64_t BRIEF = 1 << 24;  // multiplications: some hundred microseconds
+constexpr int64_t BRIEF = 1 << 21;  // multiplications: less than what it takes to wake a thread
 
 // How many threads have work, and whether they have it for so short a time that nobody is woken for
 // it. Below that, meeting costs more than it saves.
@@ -162,12 +162,12 @@ struct Load {
     const int64_t rows = call.B * gates_of(call.cell) * call.H;
     const int64_t step = rows * call.H, all = call.T * rows * (call.I + call.H);  // multiplications
     size = step < 16384 || all < 1 << 19 ? 1 : most_threads(threads);
-    brief = all < BRIEF;
+    brief = all <= BRIEF;
   }
   Load(const Product& p, int64_t threads) {
     const int64_t all = p.M * p.N * p.K;
     size = all < 65536 ? 1 : most_threads(threads);
-    brief = all < BRIEF;
+    brief = all <= BRIEF;
   }
   int size;
   bool brief;
