@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnn_xp import GRU, LSTM, recurrence
-from rnn_xp.accelerate import Engine, engine, native
+from rnn_xp import GRU, LSTM
+from rnn_xp.accelerate import CORE, Engine, engine, native
 from rnn_xp.backend import operations
 from rnn_xp.cells import CELLS, make_cell
 from rnn_xp.recurrence import Loop, Ragged
@@ -38,7 +38,8 @@ class Case:
     inputs: int = 5
     hidden: int = 19
     dtype: str = "float64"
-    reverse: bool = False
+    directions: str = "f"
+    """Of each whether it goes forward or backward: f, b or fb."""
     ragged: bool = False
     bias: bool = True
     state: bool = True
@@ -61,14 +62,17 @@ class Case:
         cell = make_cell(self.kind, self.hidden)
         scale = np.asarray(self.hidden**-0.5, dtype=self.dtype)
         shapes = cell.shapes(self.inputs, self.bias)
-        batch, hidden = self.batch, self.hidden
+        batch, hidden, ways = self.batch, self.hidden, len(self.directions)
         lengths = rng.integers(0, self.steps + 1, batch) if self.ragged else None
         return {
-            "weights": {name: draw(*shape) * scale for name, shape in shapes.items()},
+            "weights": [
+                {name: draw(*shape) * scale for name, shape in shapes.items()}
+                for _ in self.directions
+            ],
             "x": part(self.steps, batch, self.inputs),
-            "dy": part(self.steps, batch, hidden),
-            "state": [part(batch, hidden) if self.state else None for _ in cell.state],
-            "dstate": [part(batch, hidden) if self.dstate else None for _ in cell.state],
+            "dy": part(self.steps, batch, ways * hidden),
+            "state": [part(ways, batch, hidden) if self.state else None for _ in cell.state],
+            "dstate": [part(ways, batch, hidden) if self.dstate else None for _ in cell.state],
             "lengths": lengths,
         }
 
@@ -81,25 +85,27 @@ def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     if given_["lengths"] is not None:
         ragged = Ragged.of(given_["lengths"], case.steps, x)
     folded = runner.fold(cell, np, weights)
-    loop = Loop(cell, OPS, ragged, case.reverse)
-    passes = [runner.run(loop, folded, x, given_["state"], keep=keep) for keep in (True, False)]
+    loops = [Loop(cell, OPS, ragged, each == "b") for each in case.directions]
+    passes = [runner.run(loops, folded, x, given_["state"], keep=keep) for keep in (True, False)]
     (y, last, kept), (y_inference, last_inference, _) = passes
     np.testing.assert_array_equal(y, y_inference)
-    np.testing.assert_array_equal(last, last_inference)
+    for a, b in zip(last, last_inference, strict=True):
+        np.testing.assert_array_equal(a, b)
     y += 1000.0  # what is kept does not depend on it
-    gradients, dx, first = runner.run_backward(loop, weights, kept, given_["dy"], given_["dstate"])
+    dy, dstate = given_["dy"], given_["dstate"]
+    gradients, dx, first = runner.run_backward(loops, weights, kept, dy, dstate)
     return {
         "y": y - 1000.0 if case.dtype == "float64" else y_inference,
         "dx": dx,
         **{f"{part} last": a for part, a in zip(cell.state, last, strict=True)},
         **{f"d{part} first": a for part, a in zip(cell.state, first, strict=True)},
-        **{f"d{name}": a for name, a in gradients.items()},
+        **{f"d{name} {d}": a for d, own in enumerate(gradients) for name, a in own.items()},
     }
 
 
 def compare(case: Case, runner: Engine) -> None:
     """Assert that an engine and the core agree, to some roundings of the largest number."""
-    ours, core = results(case, runner), results(case, recurrence)
+    ours, core = results(case, runner), results(case, CORE)
     tolerance = {"float32": 2e-5, "float64": 1e-12}[case.dtype]
     assert ours.keys() == core.keys()
     for name, expected in core.items():
@@ -125,10 +131,8 @@ def test_parity(name: str, kind: str, data: st.DataObject) -> None:
         hidden=data.draw(st.integers(1, 140)),
         # Where relu's slope jumps, a rounding in float32 is enough to land on the other side.
         dtype=data.draw(st.sampled_from(("float64", "float64" if "relu" in kind else "float32"))),
-        **{
-            option: data.draw(flag)
-            for option in ("reverse", "ragged", "bias", "state", "dstate", "strided")
-        },
+        **{option: data.draw(flag) for option in ("ragged", "bias", "state", "dstate", "strided")},
+        directions=data.draw(st.sampled_from(("f", "b", "fb"))),
         seed=data.draw(st.integers(0, 2**16)),
     )
     split = data.draw(st.sampled_from((native.BY_WORK, native.BY_BATCH, native.BY_UNITS)))
@@ -175,12 +179,12 @@ def test_product(name: str, dtype: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reverse", [False, True])
-def test_more_rows_than_a_chunk(name: str, kind: str, reverse: bool) -> None:
-    case = Case(kind, steps=150, batch=9, hidden=33, reverse=reverse, ragged=True)
-    compare(case, native.Native(name, 2))
-    compare(Case(kind, dtype="float32", reverse=reverse), native.Native(name, 2))
-    compare(Case(kind, steps=3, batch=600, hidden=20, reverse=reverse), native.Native(name, 2))
+@pytest.mark.parametrize("directions", ["f", "b"])
+def test_more_rows_than_a_chunk(name: str, kind: str, directions: str) -> None:
+    runner = native.Native(name, 2)
+    compare(Case(kind, steps=150, batch=9, hidden=33, directions=directions, ragged=True), runner)
+    compare(Case(kind, dtype="float32", directions=directions), runner)
+    compare(Case(kind, steps=3, batch=600, hidden=20, directions=directions), runner)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -188,6 +192,7 @@ def test_more_rows_than_a_chunk(name: str, kind: str, reverse: bool) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_bits_for_any_number_of_threads(name: str, kind: str, dtype: str) -> None:
     case = Case(kind, steps=40, batch=21, inputs=30, hidden=150, dtype=dtype, ragged=True)
+    case = replace(case, directions="fb")
     alone = results(case, native.Native(name, 1))
     for threads in (2, 3, 5):
         for split in (native.BY_WORK, native.BY_BATCH, native.BY_UNITS):
@@ -242,8 +247,8 @@ def test_huge_and_undefined_numbers(name: str, kind: str, dtype: str) -> None:
     x[:, 1] = -np.inf
     x[2, 2] = np.nan
     folded = runner.fold(cell, np, arrays["weights"])
-    loop, state = Loop(cell, OPS, None, reverse=False), [None] * len(cell.state)
-    y, _, _ = runner.run(loop, folded, x, state, keep=False)
+    loops, state = [Loop(cell, OPS, None, reverse=False)], [None] * len(cell.state)
+    y, _, _ = runner.run(loops, folded, x, state, keep=False)
     if kind != "rnn_relu":
         assert np.abs(y[:, 0]).max() <= 1.0
     assert np.isnan(y[2:, 2]).any(axis=1).all()
@@ -261,9 +266,9 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
     runner = native.Native(name, 1)
 
     elman = make_cell("rnn_tanh", 1)
-    folded = runner.fold(elman, np, {"weight_ih": one, "weight_hh": one})
+    folded = runner.fold(elman, np, [{"weight_ih": one, "weight_hh": one}])
     x = a[None, :, None]
-    y, _, _ = runner.run(Loop(elman, OPS, None, reverse=False), folded, x, [None], keep=False)
+    y, _, _ = runner.run([Loop(elman, OPS, None, reverse=False)], folded, x, [None], keep=False)
     exact = np.tanh(wide)
     spacing = np.spacing(np.abs(exact).astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
@@ -274,9 +279,9 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
         "weight_ih": np.asarray([[0], [1], [0]], dtype=dtype),
         "weight_hh": np.zeros((3, 1), dtype=dtype),
     }
-    state = [np.ones((a.size, 1), dtype=dtype)]
-    folded = runner.fold(gru, np, weights)
-    y, _, _ = runner.run(Loop(gru, OPS, None, reverse=False), folded, x, state, keep=False)
+    state = [np.ones((1, a.size, 1), dtype=dtype)]
+    folded = runner.fold(gru, np, [weights])
+    y, _, _ = runner.run([Loop(gru, OPS, None, reverse=False)], folded, x, state, keep=False)
     exact = 1 / (1 + np.exp(-wide))
     spacing = np.spacing(exact.astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
@@ -285,10 +290,10 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
 def test_which_engine() -> None:
     x = np.ones((2, 2), dtype=np.float32)
     assert isinstance(engine(make_cell("lstm", 3), x), native.Native)
-    assert engine(make_cell("lstm", 3), x.astype(np.float16)) is recurrence
-    assert engine(make_cell("lstm", 3), x.astype(x.dtype.newbyteorder())) is recurrence
-    assert engine(make_cell("lstm_peephole", 3), x) is recurrence
-    assert engine(make_cell("lstm", 3, proj_size=2), x) is recurrence
+    assert engine(make_cell("lstm", 3), x.astype(np.float16)) is CORE
+    assert engine(make_cell("lstm", 3), x.astype(x.dtype.newbyteorder())) is CORE
+    assert engine(make_cell("lstm_peephole", 3), x) is CORE
+    assert engine(make_cell("lstm", 3, proj_size=2), x) is CORE
     assert set(KINDS) < set(CELLS)
 
 
@@ -316,7 +321,7 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
     assert native.choose() == "switched off by RNN_XP_ACCELERATE=0"
     layer = GRU(2, 3)
-    assert layer.prepare(layer.init(0)).engine is recurrence
+    assert layer.prepare(layer.init(0)).engine is CORE
 
 
 @pytest.mark.usefixtures("fresh_choice")
@@ -379,41 +384,49 @@ def test_the_kernels_check_sizes() -> None:
     assert kernels is not None
     number = kernels.kernel_names()[SETS[0]]
     shape = (number, 2, 4, 1, 1, 2, 3)
-    packed = np.empty(kernels.sizes(*shape)[0], dtype=np.uint8)
+    packed = np.empty(kernels.sizes(shape)[0], dtype=np.uint8)
     weights = np.ones((12, 2), dtype=np.float32), np.ones((12, 3), dtype=np.float32)
-    kernels.pack(*shape, 1, *weights, None, None, packed)
+    kernels.pack(shape, 1, *weights, None, None, packed)
     with pytest.raises(ValueError, match="has 16 bytes, expected at least 144"):
-        kernels.pack(*shape, 1, weights[0], np.ones(4, dtype=np.float32), None, None, packed)
+        kernels.pack(shape, 1, weights[0], np.ones(4, dtype=np.float32), None, None, packed)
     with pytest.raises(TypeError, match="too few arguments"):
-        kernels.pack(*shape, 1, *weights)
-    with pytest.raises(TypeError, match="expected 13 arguments, got 14"):
-        kernels.pack(*shape, 1, *weights, None, None, packed, None)
+        kernels.pack(shape, 1, *weights)
+    with pytest.raises(TypeError, match="expected 7 arguments, got 8"):
+        kernels.pack(shape, 1, *weights, None, None, packed, None)
     with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
-        kernels.sizes(number, 9, 4, 1, 1, 2, 3)
+        kernels.sizes((number, 9, 4, 1, 1, 2, 3))
     with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
-        kernels.sizes(number, 2, 4, 0, 1, 2, 3)
+        kernels.sizes((number, 2, 4, 0, 1, 2, 3))
+    for sizes in (shape[:-1], [*shape], None):
+        with pytest.raises(ValueError, match="expected a tuple of sizes"):
+            kernels.sizes(sizes)
     with pytest.raises(ValueError, match="one bias without the other"):
-        kernels.pack(*shape, 1, *weights, np.ones(12, dtype=np.float32), None, packed)
+        kernels.pack(shape, 1, *weights, np.ones(12, dtype=np.float32), None, packed)
     x, y, h, c = (np.ones((1, 1, size), dtype=np.float32) for size in (2, 3, 3, 3))
     long, wide = np.ones((4, 1, 2), dtype=np.float32), np.ones((1, 1, 2))
 
-    def forward(given: HostArray, distance: int, out: HostArray = y) -> None:
-        steps = (number, 2, 4, len(given), 1, 2, 3)
-        rest = (None, None, None, out, 3, h, c, None)
-        kernels.forward(*steps, 1, 0, False, packed, given, distance, *rest)
+    def forward(
+        given: HostArray, distance: int, out: HostArray = y, d: int = 0, ways: int = 1
+    ) -> None:
+        sizes = (number, 2, 4, len(given), 1, 2, 3)
+        rest = (None, None, None, out, h, c, None)
+        kernels.forward(sizes, 1, 0, False, d, ways, packed, given, distance, *rest)
 
     forward(x, 2)
     for wrong, distance in ((wide, 2), (long[::-1], 2), (long[:2], 3), (long[::2], 2)):
         out = np.ones((len(wrong), 1, 3), dtype=np.float32)
         with pytest.raises(ValueError, match="strides of an array are not those that were said"):
             forward(wrong, distance, out)
+    for d, ways in ((-1, 1), (1, 1), (0, 0)):
+        with pytest.raises(ValueError, match="a direction that there is not"):
+            forward(x, 2, d=d, ways=ways)
+    with pytest.raises(ValueError, match="has 12 bytes, expected at least 24"):
+        forward(x, 2, ways=2)
     with pytest.raises((BufferError, ValueError), match="contiguous"):
-        kernels.pack(
-            *shape, 1, weights[0], np.ones((3, 12), dtype=np.float32).T, None, None, packed
-        )
+        kernels.pack(shape, 1, weights[0], np.ones((3, 12), np.float32).T, None, None, packed)
     packed.flags.writeable = False
     with pytest.raises((BufferError, ValueError), match="read-only"):
-        kernels.pack(*shape, 1, *weights, None, None, packed)
+        kernels.pack(shape, 1, *weights, None, None, packed)
 
 
 def test_input_and_weights_stay() -> None:

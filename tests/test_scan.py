@@ -28,7 +28,7 @@ from reference import HostArray
 from targets import Target, make_target
 
 from rnn_xp import GRU, LSTM, RNN, recurrence
-from rnn_xp.accelerate import engine
+from rnn_xp.accelerate import CORE, OneByOne, engine
 from rnn_xp.backend import operations
 from rnn_xp.cells.lstm import LSTM as LSTMCell
 from rnn_xp.layers.pool import Pool
@@ -137,8 +137,9 @@ def compare(target: Target, case: dict[str, Any]) -> None:
     )
     weights_jax = target.tree(weights)
     chosen = engine(cell, on_jax[0])
-    assert chosen is not recurrence
-    actual = run_engine(chosen, target.xp, cell, weights_jax, on_jax, *rest)
+    assert isinstance(chosen, OneByOne)
+    assert chosen != CORE
+    actual = run_engine(chosen.each, target.xp, cell, weights_jax, on_jax, *rest)
     for a, b in zip(actual, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)

@@ -19,8 +19,7 @@ from check_layer import (
 )
 from targets import Target, make_target
 
-from rnn_xp import recurrence
-from rnn_xp.accelerate import engine, native
+from rnn_xp.accelerate import CORE, engine, native
 
 NUMPY = Target("numpy", "numpy", None, np, "cpu")
 STACKED = OPTIONS["stacked_bidirectional"]
@@ -82,9 +81,9 @@ def test_who_runs_what(target: Target) -> None:
         problem = make_problem(cell)
         params = target.tree(problem.params, dtype)
         assert engine(problem.layer.cell, params["weight_hh_l0"]) is tensors
-        (w,) = problem.layer.prepare(params).runs
+        (w,) = problem.layer.prepare(params).levels
         assert isinstance(w, tensors.Hosted) is hosted
-    assert engine(problem.layer.cell, problem.x) is recurrence
+    assert engine(problem.layer.cell, problem.x) is CORE
 
 
 # Watched by autograd

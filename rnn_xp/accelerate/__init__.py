@@ -1,14 +1,14 @@
 """Faster ways to run a recurrence, for one array library each, and the choice between them.
 
-An engine does what the functions of `recurrence` do, and gives the same results; `recurrence` is
-itself the engine that runs everywhere. Each of the others is here because a benchmark shows that it
-pays, and a test ties it to the core.
+An engine runs a level of a layer, in one or two directions. The core, `recurrence`, runs
+everywhere, one direction after the other. Each of the others is here because a benchmark shows that
+it pays, and a test ties it to the core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
 
 
-class Engine(Protocol):
-    """What runs a cell over time; arguments and results are those of `recurrence`."""
+class Recurrence(Protocol):
+    """What runs a cell over time in one direction: as the functions of `recurrence`."""
 
     def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> Any:
         """Arrange the weights for `run`."""
@@ -47,19 +47,141 @@ class Engine(Protocol):
         """Return the gradients of the weights, of x and of the initial state."""
 
 
+class Engine(Protocol):
+    """What runs a level of a layer: a cell over time, in D directions."""
+
+    def fold(self, cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> Any:
+        """Arrange the weights of each direction for `run`."""
+
+    def run(
+        self,
+        loops: Sequence[Loop],
+        w: Any,
+        x: Array,
+        state: Sequence[Array | None],
+        *,
+        keep: bool,
+    ) -> tuple[Array, Sequence[Array], Any]:
+        """Run every direction over x.
+
+        Parameters
+        ----------
+        loops : of each direction
+        w : from `fold`
+        x : (T, B, I)
+        state : (D, B, size) for each part of the cell's state; None is zeros
+        keep : keep what `run_backward` needs
+
+        Returns
+        -------
+        y : (T, B, D * size), a new array
+        state : like the one that goes in, after the last step that was visited
+        kept : belongs to one `run_backward`
+        """
+
+    def run_backward(
+        self,
+        loops: Sequence[Loop],
+        weights: Sequence[Weights],
+        kept: Any,
+        dy: Array,
+        dstate: Sequence[Array | None],
+    ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
+        """Run every direction backward through time.
+
+        Parameters
+        ----------
+        loops, weights : of each direction
+        kept : from `run`
+        dy : (T, B, D * size)
+        dstate : (D, B, size) for each part of the state; None is zeros
+
+        Returns
+        -------
+        gradients : of each direction's weights
+        dx : (T, B, I), a new array
+        dstate : like the one that goes in, of the initial state
+        """
+
+
+class OneByOne(NamedTuple):
+    """The engine that runs one direction after the other."""
+
+    each: Recurrence
+
+    def fold(self, cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> list[Any]:
+        """Arrange the weights of each direction."""
+        return [self.each.fold(cell, xp, own) for own in weights]
+
+    def run(
+        self,
+        loops: Sequence[Loop],
+        w: Sequence[Any],
+        x: Array,
+        state: Sequence[Array | None],
+        *,
+        keep: bool,
+    ) -> tuple[Array, Sequence[Array], Sequence[Any]]:
+        """Run every direction over x; see `Engine`."""
+        runs = [
+            self.each.run(loop, w[d], x, _direction(state, d), keep=keep)
+            for d, loop in enumerate(loops)
+        ]
+        xp = loops[0].ops.xp
+        outputs, states, kept = zip(*runs, strict=True)
+        y = outputs[0] if len(runs) == 1 else xp.concat(outputs, axis=2)
+        return y, _stacked(xp, states), kept
+
+    def run_backward(
+        self,
+        loops: Sequence[Loop],
+        weights: Sequence[Weights],
+        kept: Sequence[Any],
+        dy: Array,
+        dstate: Sequence[Array | None],
+    ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
+        """Run every direction backward through time; see `Engine`."""
+        ops, size = loops[0].ops, loops[0].cell.output_size
+        runs = []
+        for d, loop in enumerate(loops):
+            own = dy if len(loops) == 1 else dy[:, :, d * size : (d + 1) * size]
+            part = _direction(dstate, d)
+            runs.append(self.each.run_backward(loop, weights[d], kept[d], own, part))
+        gradients, parts, states = zip(*runs, strict=True)
+        dx = parts[0]
+        for part in parts[1:]:
+            dx = ops.add(dx, part, out=dx)
+        return gradients, dx, _stacked(ops.xp, states)
+
+
+def _direction(state: Sequence[Array | None], d: int) -> list[Array | None]:
+    return [None if part is None else part[d, ...] for part in state]
+
+
+def _stacked(xp: Namespace, states: Sequence[Sequence[Array]]) -> list[Array]:
+    """Return each part of the directions' states as (D, B, size)."""
+    if len(states) == 1:
+        return [part[None, ...] for part in states[0]]
+    return [xp.stack(parts) for parts in zip(*states, strict=True)]
+
+
+CORE = OneByOne(recurrence)
+"""The engine that runs everywhere."""
+
+
 def engine(cell: Cell, like: Array) -> Engine:
     """Return the engine for a cell whose weights are arrays like `like`."""
     if type(like) is np.ndarray:
         chosen = native.choose()
         if isinstance(chosen, native.Native) and chosen.takes(like, cell):
             return chosen
-        return recurrence
+        return CORE
     # Each of these two imports its library, which the caller has imported already.
     name = array_namespace(like=like).__name__
     if name == "jax.numpy":
         from rnn_xp.accelerate import scan
 
-        return scan
+        return OneByOne(scan)
     if name.endswith("torch"):
         from rnn_xp.accelerate import tensors
 
@@ -67,8 +189,8 @@ def engine(cell: Cell, like: Array) -> Engine:
     if name.endswith("cupy"):
         from rnn_xp.accelerate.cuda import engine as cuda
 
-        return cuda.choose()
-    return recurrence
+        return OneByOne(cuda.choose())
+    return CORE
 
 
 def product(ops: Operations, a: Array, b: Array, bias: Array | None = None) -> Array:

@@ -16,7 +16,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -47,13 +47,15 @@ _NUMBERS: dict[Any, int] = {CELLS[name]: number for number, name in enumerate(_C
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class Kept(NamedTuple):
-    """What a forward run keeps for the backward run."""
+Folded = tuple[list[Array], int, int, int]
+"""Packed weights: those of each direction; the kernels' numbers of instruction set and cell, and
+the bytes of a number. A plain tuple, as `Kept` is: to make a named one takes a tenth of a short
+call.
+"""
 
-    x: Array
-    distance: int
-    lengths: Array
-    memory: Array
+Kept = tuple[Array, int, Array | None, tuple[int, ...], list[Array]]
+"""What a forward run keeps: x and the distance of its rows, the lengths, the sizes, and the
+kernels' memory of each direction."""
 
 
 class Native:
@@ -79,98 +81,108 @@ class Native:
         has_cell = cell is None or type(cell) in _NUMBERS
         return has_cell and like.dtype.char in "fd" and bool(like.dtype.isnative)
 
-    def _shape(
-        self, cell: Cell, steps: int, batch: int, inputs: int, dtype: Any
-    ) -> tuple[int, ...]:
-        number = _NUMBERS[type(cell)]
-        return self._number, number, dtype.itemsize, steps, batch, inputs, cell.hidden_size
-
-    def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> tuple[Array, int]:
-        """Pack the weights; return them and the input size."""
-        weight = weights["weight_ih"]
-        inputs = weight.shape[1]
-        shape = self._shape(cell, 1, 1, inputs, weight.dtype)
-        packed = np.empty(_kernels.sizes(*shape)[0], np.uint8)
-        given = [None if a is None else _whole(a) for a in map(weights.get, _WEIGHTS)]
-        _kernels.pack(*shape, self.threads, *given, packed)
-        return packed, inputs
+    def fold(self, cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> Folded:
+        """Pack the weights of each direction."""
+        first = weights[0]["weight_ih"]
+        number, item = _NUMBERS[type(cell)], first.itemsize
+        shape = (self._number, number, item, 1, 1, first.shape[1], cell.hidden_size)
+        size, packed = _kernels.sizes(shape)[0], []
+        for own in weights:
+            room = np.empty(size, np.uint8)
+            _kernels.pack(shape, self.threads, *map(_whole, map(own.get, _WEIGHTS)), room)
+            packed.append(room)
+        return packed, self._number, number, item
 
     def run(
         self,
-        loop: Loop,
-        w: tuple[Array, int],
+        loops: Sequence[Loop],
+        w: Folded,
         x: Array,
         state: Sequence[Array | None],
         *,
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
-        """Run the cell over x; see `recurrence.run`."""
-        cell, ragged = loop.cell, loop.ragged
+        """Run every direction over x; see `Engine`."""
+        cell, _, ragged, _ = loops[0]
+        packed, kernels, number, item = w
         x, distance = _rows(x)
-        (steps, batch, inputs), hidden = x.shape, cell.hidden_size
-        shape = self._shape(cell, steps, batch, inputs, x.dtype)
-        y = np.empty((steps, batch, hidden), x.dtype)
-        h = np.empty((batch, hidden), x.dtype)
-        c = np.empty((batch, hidden), x.dtype) if len(cell.state) == 2 else None
+        (steps, batch, inputs), dtype = x.shape, x.dtype
+        hidden, ways = cell.hidden_size, len(loops)
+        shape = (kernels, number, item, steps, batch, inputs, hidden)
+        y = np.empty((steps, batch, ways * hidden), dtype)
+        h = np.empty((ways, batch, hidden), dtype)
+        c = None if len(state) == 1 else np.empty((ways, batch, hidden), dtype)
         # A copy: the caller may change his before the backward run.
         lengths = None if ragged is None else np.array(ragged.lengths, np.int64)
-        memory = np.empty(_kernels.sizes(*shape)[1], np.uint8) if keep else None
-        _kernels.forward(
-            *shape,
-            self.threads,
-            self._split,
-            loop.reverse,
-            w[0],
-            x,
-            distance,
-            lengths,
-            *_pair(state),
-            y,
-            hidden,
-            h,
-            c,
-            memory,
-        )
-        last = [h] if c is None else [h, c]
-        return y, last, None if memory is None else Kept(x, distance, lengths, memory)
+        room, memory = None, []
+        for d, loop in enumerate(loops):
+            if keep:
+                room = np.empty(_kernels.sizes(shape)[1], np.uint8)
+                memory.append(room)
+            _kernels.forward(
+                shape,
+                self.threads,
+                self._split,
+                loop.reverse,
+                d,
+                ways,
+                packed[d],
+                x,
+                distance,
+                lengths,
+                _whole(state[0]),
+                None if c is None else _whole(state[1]),
+                y,
+                h,
+                c,
+                room,
+            )
+        kept = (x, distance, lengths, shape, memory) if keep else None
+        return y, (h,) if c is None else (h, c), kept
 
     def run_backward(
         self,
-        loop: Loop,
-        weights: Weights,
-        chunks: Kept,
+        loops: Sequence[Loop],
+        weights: Sequence[Weights],
+        kept: Kept,
         dy: Array,
         dstate: Sequence[Array | None],
-    ) -> tuple[Weights, Array, Sequence[Array]]:
-        """Run the cell backward through time; see `recurrence.run_backward`."""
-        cell, x = loop.cell, chunks.x
+    ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
+        """Run every direction backward through time; see `Engine`."""
+        x, x_distance, lengths, shape, memory = kept
         dy, distance = _rows(dy)
-        steps, batch, inputs = x.shape
-        shape = self._shape(cell, steps, batch, inputs, x.dtype)
-        dx = np.empty(x.shape, x.dtype)
-        gradients = {name: np.empty(a.shape, a.dtype) for name, a in weights.items()}
-        dh = np.empty((batch, cell.hidden_size), x.dtype)
-        dc = np.empty((batch, cell.hidden_size), x.dtype) if len(cell.state) == 2 else None
-        _kernels.backward(
-            *shape,
-            self.threads,
-            self._split,
-            loop.reverse,
-            _whole(weights["weight_ih"]),
-            _whole(weights["weight_hh"]),
-            x,
-            chunks.distance,
-            chunks.lengths,
-            chunks.memory,
-            dy,
-            distance,
-            *_pair(dstate),
-            dx,
-            *map(gradients.get, _WEIGHTS),
-            dh,
-            dc,
-        )
-        return gradients, dx, [dh] if dc is None else [dh, dc]
+        dtype, batch, hidden, ways = x.dtype, shape[4], shape[6], len(loops)
+        dh = np.empty((ways, batch, hidden), dtype)
+        dc = None if len(dstate) == 1 else np.empty((ways, batch, hidden), dtype)
+        gradients, dx = [], None
+        for d, own in enumerate(weights):
+            made = {name: np.empty(a.shape, dtype) for name, a in own.items()}
+            part = np.empty(x.shape, dtype)
+            _kernels.backward(
+                shape,
+                self.threads,
+                self._split,
+                loops[d].reverse,
+                d,
+                ways,
+                _whole(own["weight_ih"]),
+                _whole(own["weight_hh"]),
+                x,
+                x_distance,
+                lengths,
+                memory[d],
+                dy,
+                distance,
+                _whole(dstate[0]),
+                None if dc is None else _whole(dstate[1]),
+                part,
+                *map(made.get, _WEIGHTS),
+                dh,
+                dc,
+            )
+            gradients.append(made)
+            dx = part if dx is None else np.add(dx, part, out=dx)
+        return gradients, dx, (dh,) if dc is None else (dh, dc)
 
     def product(self, a: Array, b: Array, bias: Array | None) -> Array:
         """Return a b + bias for matrices a (M, K) and b (K, N)."""
@@ -226,15 +238,9 @@ def _steps(a: Array) -> tuple[Array, int, int]:
     return a, row, column
 
 
-def _whole(a: Array) -> Array:
+def _whole(a: Array | None) -> Array | None:
     """Return `a` with its numbers one after the other: itself where it can be."""
-    return a if a.flags.c_contiguous else np.ascontiguousarray(a)
-
-
-def _pair(state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
-    """Return h and c, contiguous; None for c where a cell has none."""
-    h, c = state if len(state) == 2 else (state[0], None)
-    return None if h is None else _whole(h), None if c is None else _whole(c)
+    return a if a is None or a.flags.c_contiguous else np.ascontiguousarray(a)
 
 
 def instruction_sets() -> tuple[str, ...]:

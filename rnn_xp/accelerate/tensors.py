@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
-from rnn_xp import recurrence
-from rnn_xp.accelerate import Engine, engine
+from rnn_xp.accelerate import CORE, Engine, engine
 from rnn_xp.backend import Array, Namespace
-from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
+from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
 
 HostArray = np.ndarray[Any, Any]
@@ -27,7 +26,7 @@ HostArray = np.ndarray[Any, Any]
 class Hosted(NamedTuple):
     """Weights that the kernels' engine has arranged."""
 
-    weights: Weights
+    weights: Sequence[Weights]
     """The tensors, for the core in case that x is watched."""
     engine: Engine
     folded: Any
@@ -37,70 +36,74 @@ class Kept(NamedTuple):
     """What a forward run of the kernels keeps."""
 
     engine: Engine
-    chunks: Any
+    kept: Any
     x: Array
     state: Sequence[Array | None]
 
 
-def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded | Hosted:
-    """Arrange the weights for `run`."""
-    arrays = _hosts(weights.values())
-    chosen = recurrence if arrays is None else engine(cell, arrays[0])
-    if arrays is None or chosen is recurrence:
+def fold(cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> Any:
+    """Arrange the weights of each direction; see `Engine`."""
+    hosts = _hosted(weights)
+    chosen = CORE if hosts is None else engine(cell, hosts[0]["weight_ih"])
+    if hosts is None or chosen is CORE:
         # Not the core on NumPy arrays either: the threads of NumPy's products spin for a while
         # after each, and PyTorch's next operations would take three times as long.
-        return recurrence.fold(cell, xp, weights)
-    host_weights = dict(zip(weights, arrays, strict=True))
-    return Hosted(weights, chosen, chosen.fold(cell, np, host_weights))
+        return CORE.fold(cell, xp, weights)
+    return Hosted(weights, chosen, chosen.fold(cell, np, hosts))
 
 
 def run(
-    loop: Loop,
-    w: Folded | Hosted,
+    loops: Sequence[Loop],
+    w: Any,
     x: Array,
     state: Sequence[Array | None],
     *,
     keep: bool,
-) -> tuple[Array, Sequence[Array], list[Chunk] | Kept | None]:
-    """Run the cell over x; as `recurrence.run`."""
-    if isinstance(w, Folded):
-        return recurrence.run(loop, w, x, state, keep=keep)
+) -> tuple[Array, Sequence[Array], Any]:
+    """Run every direction over x; see `Engine`."""
+    if not isinstance(w, Hosted):
+        return CORE.run(loops, w, x, state, keep=keep)
     arrays = _hosts((x, *state))
     if arrays is None:
-        folded = recurrence.fold(loop.cell, loop.ops.xp, w.weights)
-        return recurrence.run(loop, folded, x, state, keep=keep)
+        folded = CORE.fold(loops[0].cell, loops[0].ops.xp, w.weights)
+        return CORE.run(loops, folded, x, state, keep=keep)
     host_x, *host_state = arrays
-    # Of the loop the kernels read the cell, the lengths and the direction: all on the host.
-    y, last, chunks = w.engine.run(loop, w.folded, host_x, host_state, keep=keep)
-    kept = Kept(w.engine, chunks, x, state) if keep else None
-    return torch.from_numpy(y), [torch.from_numpy(part) for part in last], kept
+    # Of the loops the kernels read the cell, the lengths and the direction: all on the host.
+    y, last, kept = w.engine.run(loops, w.folded, host_x, host_state, keep=keep)
+    ours = Kept(w.engine, kept, x, state) if keep else None
+    return torch.from_numpy(y), [torch.from_numpy(part) for part in last], ours
 
 
 def run_backward(
-    loop: Loop,
-    weights: Weights,
-    chunks: list[Chunk] | Kept,
+    loops: Sequence[Loop],
+    weights: Sequence[Weights],
+    kept: Any,
     dy: Array,
     dstate: Sequence[Array | None],
-) -> tuple[Weights, Array, Sequence[Array]]:
-    """Run the cell backward through time; as `recurrence.run_backward`."""
-    if isinstance(chunks, list):
-        return recurrence.run_backward(loop, weights, chunks, dy, dstate)
-    arrays = _hosts((dy, *dstate, *weights.values()))
-    if arrays is None:  # watched since the forward run: the core does both
-        w = recurrence.fold(loop.cell, loop.ops.xp, weights)
-        _, _, again = recurrence.run(loop, w, chunks.x, chunks.state, keep=True)
-        return recurrence.run_backward(loop, weights, again, dy, dstate)
-    count = len(dstate)
-    gradients, dx, first = chunks.engine.run_backward(
-        loop,
-        dict(zip(weights, arrays[1 + count :], strict=True)),
-        chunks.chunks,
-        arrays[0],
-        arrays[1 : 1 + count],
-    )
-    gradients = {name: torch.from_numpy(gradient) for name, gradient in gradients.items()}
+) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
+    """Run every direction backward through time; see `Engine`."""
+    if not isinstance(kept, Kept):
+        return CORE.run_backward(loops, weights, kept, dy, dstate)
+    arrays, hosts = _hosts((dy, *dstate)), _hosted(weights)
+    if arrays is None or hosts is None:  # watched since the forward run: the core does both
+        w = CORE.fold(loops[0].cell, loops[0].ops.xp, weights)
+        _, _, again = CORE.run(loops, w, kept.x, kept.state, keep=True)
+        return CORE.run_backward(loops, weights, again, dy, dstate)
+    host_dy, *host_dstate = arrays
+    made, dx, first = kept.engine.run_backward(loops, hosts, kept.kept, host_dy, host_dstate)
+    gradients = [{name: torch.from_numpy(a) for name, a in own.items()} for own in made]
     return gradients, torch.from_numpy(dx), [torch.from_numpy(part) for part in first]
+
+
+def _hosted(weights: Sequence[Weights]) -> list[Weights] | None:
+    """Return the weights of each direction as arrays; None if one of them cannot be an array."""
+    hosts: list[Weights] = []
+    for own in weights:
+        arrays = _hosts(own.values())
+        if arrays is None:
+            return None
+        hosts.append(dict(zip(own, arrays, strict=True)))
+    return hosts
 
 
 def _hosts(tensors: Any) -> list[Any] | None:

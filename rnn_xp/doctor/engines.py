@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp import recurrence
-from rnn_xp.accelerate import Engine, engine
+from rnn_xp.accelerate import CORE, Engine, OneByOne, engine
 from rnn_xp.accelerate.cuda.engine import Cuda
 from rnn_xp.backend import Backend, operations
 from rnn_xp.layers import Recurrent
 
-CORE = "core"
+NAME_OF_CORE = "core"
 
 
 class Run(NamedTuple):
@@ -39,28 +38,30 @@ def run_by(layer: Recurrent, chosen: Engine) -> Recurrent:
 
 def on_core(layer: Recurrent) -> Recurrent:
     """Return the same layer, run by the core."""
-    return run_by(layer, recurrence)
+    return run_by(layer, CORE)
 
 
 def runs(layer: Recurrent, backend: Backend, dtype: str, batch: int) -> list[Run]:
     """Return the layer on every engine that can run so many sequences, the core first."""
     try:
         chosen = engine(layer.cell, backend.asarray(np.zeros((1, 1)), dtype))
-        if isinstance(chosen, Cuda):
+        if isinstance(chosen, OneByOne) and isinstance(chosen.each, Cuda):
             ops = operations(backend.xp)
-            engines = chosen.able(layer.cell, np.dtype(dtype), batch, ops)
+            able = chosen.each.able(layer.cell, np.dtype(dtype), batch, ops)
+            engines: list[Engine] = [OneByOne(each) for each in able]
         else:
-            engines = [recurrence] if chosen is recurrence else [recurrence, chosen]
+            engines = [CORE] if chosen == CORE else [CORE, chosen]
     except Exception:  # any: whatever it is, to run the layer raises it again
-        return [Run(CORE, on_core(layer)), Run("unknown", layer)]
+        return [Run(NAME_OF_CORE, on_core(layer)), Run("unknown", layer)]
     return [Run(_name(each), run_by(layer, each)) for each in engines]
 
 
 def _name(chosen: Any) -> str:
     """Return an engine's name: that of its module or class, or the instruction set's."""
-    if chosen is recurrence:
-        return CORE
+    if chosen == CORE:
+        return NAME_OF_CORE
     if hasattr(chosen, "threads"):
         return f"kernels {chosen.name}"
-    name: str = getattr(chosen, "__name__", type(chosen).__name__.lower())
+    each = chosen.each if isinstance(chosen, OneByOne) else chosen
+    name: str = getattr(each, "__name__", type(each).__name__.lower())
     return name.rpartition(".")[2]

@@ -21,7 +21,7 @@ import numpy as np
 
 from rnn_xp.backend import Backend, select
 from rnn_xp.bench.cases import Shape
-from rnn_xp.doctor.engines import CORE, is_gpu, on_core, runs
+from rnn_xp.doctor.engines import NAME_OF_CORE, is_gpu, on_core, runs
 from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
 
 HostArray = np.ndarray[Any, Any]
@@ -241,7 +241,8 @@ def checks(backend: Backend, names: list[str], configs: list[Config]) -> Iterato
     for config in configs:
         for dtype in names:
             for engine, layer in runs(config.layer, backend, dtype, config.shape[1]):
-                if (backend.name, dtype, engine) != ("numpy", "float64", CORE):  # the reference
+                # All but the reference.
+                if (backend.name, dtype, engine) != ("numpy", "float64", NAME_OF_CORE):
                     errors, failure = _tried(layer, backend, dtype, config)
                     most = bound(config, dtype)
                     yield Check(backend.name, engine, dtype, config, most, errors, failure)

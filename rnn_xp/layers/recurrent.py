@@ -1,15 +1,15 @@
 """Recurrent layers: stacking, directions, ragged batches, dropout between layers.
 
-A layer of L levels and D directions is L * D runs of `recurrence` over one cell; level k reads
-the output of level k - 1, both directions side by side.
+A layer of L levels and D directions is L * D runs of one cell over time: an engine runs a level,
+which reads the output of the one below, both directions side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,25 +54,29 @@ class Prepared(NamedTuple):
     layer: Recurrent
     like: Array
     engine: Engine
-    runs: list[Any]
+    levels: list[Any]
+    """The folded weights of each."""
     loops: tuple[Loop, ...]
     """For each direction."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Cache:
     """What `forward` keeps for one `backward`."""
 
     layer: Recurrent
-    params: Params
-    weights: list[dict[str, Array]]
-    """Those of each run."""
+    params: tuple[Array, ...]
+    """In the order of `shapes`."""
+    weights: list[list[dict[str, Array]]]
+    """Those of each direction of each level."""
     engine: Engine
     like: Array
     shape: tuple[int, ...] = ()
+    """Of y."""
     loops: tuple[Loop, ...] = ()
-    runs: list[Any] = field(default_factory=list)
-    masks: list[Array] = field(default_factory=list)
+    levels: Sequence[Any] = ()
+    """What the engine keeps of each."""
+    masks: Sequence[Array] = ()
     used: bool = False
 
 
@@ -124,6 +128,22 @@ class Recurrent:
         }
 
     @cached_property
+    def _runs(self) -> int:
+        """L * D."""
+        return self.num_layers * self.num_directions
+
+    @cached_property
+    def _arrays(self) -> Callable[[Params], tuple[Array, ...]]:
+        """From parameters to a tuple of them, in the order of `shapes`: at least two."""
+        return itemgetter(*self.shapes)
+
+    def _has(self, params: Any, arrays: tuple[Array, ...]) -> bool:
+        """Tell at once that `params` hold these very arrays; False says nothing."""
+        if type(params) is not dict or params.keys() != self.shapes.keys():
+            return False
+        return all(map(is_, self._arrays(params), arrays))
+
+    @cached_property
     def _suffixes(self) -> list[tuple[str, int]]:
         """The end of the parameters' names, and the input size, of each run."""
         sizes = [self.input_size, *[self.output_size] * (self.num_layers - 1)]
@@ -131,10 +151,12 @@ class Recurrent:
         return [(f"_l{k}{end}", size) for k, size in enumerate(sizes) for end in ends]
 
     @cached_property
-    def _names(self) -> list[dict[str, str]]:
-        """For each run, from the cell's names of its weights to the layer's."""
+    def _names(self) -> list[list[list[tuple[str, str]]]]:
+        """For each direction of each level, the cell's names of its weights and the layer's."""
         names = self.cell.shapes(self.input_size, self.bias)
-        return [{name: name + suffix for name in names} for suffix, _ in self._suffixes]
+        runs = [[(name, name + suffix) for name in names] for suffix, _ in self._suffixes]
+        ways = self.num_directions
+        return [runs[k : k + ways] for k in range(0, len(runs), ways)]
 
     # Public calls
 
@@ -207,13 +229,11 @@ class Recurrent:
         ValueError
             If a shape, a length or a parameter's name is wrong.
         """
-        if isinstance(params, Prepared):
-            prepared = params
-        else:
-            prepared = self._fold(check_params(self, params), self._weights(params))
-        if prepared.layer is not self and prepared.layer != self:
-            raise ValueError(f"params were prepared by {prepared.layer}, not by {self}")
-        return self._run(prepared, x, state, lengths, None, None)
+        if not isinstance(params, Prepared):
+            params = self._fold(check_params(self, params), self._weights(params))
+        elif params.layer is not self and params.layer != self:
+            raise ValueError(f"params were prepared by {params.layer}, not by {self}")
+        return self._run(params, x, state, lengths)
 
     def forward(
         self,
@@ -245,7 +265,7 @@ class Recurrent:
         xp = check_params(self, params)
         weights = self._weights(params)
         prepared = self._fold(xp, weights)
-        cache = Cache(self, dict(params), weights, prepared.engine, prepared.like)
+        cache = Cache(self, self._arrays(params), weights, prepared.engine, prepared.like)
         y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
         return y, state, cache
 
@@ -277,45 +297,34 @@ class Recurrent:
         """
         use_once(self, cache)
         weights = cache.weights
-        if not _same(params, cache.params):
+        if not self._has(params, cache.params):
             check_params(self, params)
             weights = self._weights(params)
-            first = weights[0]["weight_ih"]
+            first = weights[0][0]["weight_ih"]
             check_given("weight_ih_l0", first, tuple(first.shape), cache.like)
-        ops = cache.loops[0].ops
+        ops, masks = cache.loops[0].ops, cache.masks
         batched = len(cache.shape) == 3
-        check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
+        check_given("dy", dy, cache.shape, cache.like)
         if not batched:
             dy = dy[:, None, :]
-        batch = dy.shape[1]
-        parts = self._state_in("dstate", dstate, batch, batched, cache.like)
-
-        gradients: list[dict[str, Array]] = [{} for _ in self._suffixes]
-        dstates: list[Sequence[Array]] = [() for _ in self._suffixes]
-        size = self.cell.output_size
+        part = parts = self._state_in("dstate", dstate, dy.shape[1], batched, cache.like)
+        gradients: list[Sequence[dict[str, Array]]] = []
+        dstates: list[Sequence[Array]] = []
         for level in reversed(range(self.num_layers)):
-            dx = None
-            for direction in range(self.num_directions):
-                index = level * self.num_directions + direction
-                part = dy
-                if self.bidirectional:
-                    part = dy[:, :, direction * size : (direction + 1) * size]
-                gradients[index], dx_part, dstates[index] = cache.engine.run_backward(
-                    cache.loops[direction],
-                    weights[index],
-                    cache.runs[index],
-                    part,
-                    [None if p is None else p[index, ...] for p in parts],
-                )
-                dx = dx_part if dx is None else ops.add(dx, dx_part, out=dx)
-            dy = dx
-            if level and cache.masks:
-                dy = ops.multiply(dy, cache.masks[level - 1], out=dy)
-        dparams = {
-            names[name]: gradient[name]
-            for names, gradient in zip(self._names, gradients, strict=True)
-            for name in names
-        }
+            if self.num_layers > 1:
+                part = self._of_level(parts, level)
+            made, dy, first = cache.engine.run_backward(
+                cache.loops, weights[level], cache.levels[level], dy, part
+            )
+            gradients.insert(0, made)
+            dstates.insert(0, first)
+            if level and masks:
+                dy = ops.multiply(dy, masks[level - 1], out=dy)
+        dparams = {}
+        for k, made in enumerate(gradients):
+            for d, own in enumerate(made):
+                for name, full in self._names[k][d]:
+                    dparams[full] = own[name]
         dx = dy if batched else dy[:, 0, :]
         return dparams, dx, self._state_out(ops.xp, dstates, batched)
 
@@ -324,18 +333,24 @@ class Recurrent:
     def _engine(self, like: Array) -> Engine:
         return engine(self.cell, like)
 
-    def _fold(self, xp: Namespace, weights: list[dict[str, Array]]) -> Prepared:
-        like = weights[0]["weight_ih"]
+    def _fold(self, xp: Namespace, weights: list[list[dict[str, Array]]]) -> Prepared:
+        like = weights[0][0]["weight_ih"]
         chosen = self._engine(like)
-        runs = [chosen.fold(self.cell, xp, w) for w in weights]
-        return Prepared(self, like, chosen, runs, self._loops(operations(xp)))
+        levels = [chosen.fold(self.cell, xp, own) for own in weights]
+        return Prepared(self, like, chosen, levels, self._loops(operations(xp)))
 
     def _loops(self, ops: Operations, ragged: Ragged | None = None) -> tuple[Loop, ...]:
-        forward = Loop(self.cell, ops, ragged, reverse=False)
+        forward = Loop(self.cell, ops, ragged, False)
         return (forward, forward._replace(reverse=True)) if self.bidirectional else (forward,)
 
-    def _weights(self, params: Params) -> list[dict[str, Array]]:
-        return [{name: params[full] for name, full in names.items()} for names in self._names]
+    def _weights(self, params: Params) -> list[list[dict[str, Array]]]:
+        weights = []
+        for level in self._names:
+            own = []
+            for names in level:
+                own.append({name: params[full] for name, full in names})
+            weights.append(own)
+        return weights
 
     def _run(
         self,
@@ -343,50 +358,42 @@ class Recurrent:
         x: Array,
         state: State,
         lengths: Sequence[int] | Array | None,
-        dropout_seed: Seed | None,
-        cache: Cache | None,
+        dropout_seed: Seed | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Array, State]:
-        """Run all levels and directions; fill the cache if there is one."""
-        xp = self._check_input(x, prepared.like)
-        batched = x.ndim == 3
-        shape = tuple(x.shape)
+        """Run all levels; fill the cache if there is one."""
+        _, like, chosen, levels, loops = prepared
+        xp = self._check_input(x, like)
+        batched, keep = x.ndim == 3, cache is not None
         if not batched:
             x = x[:, None, :]
-        steps, batch = x.shape[0], x.shape[1]
-        ragged = None if lengths is None else self._ragged(lengths, steps, batch, batched, x)
-        loops = prepared.loops if ragged is None else self._loops(operations(xp), ragged)
-        parts = self._state_in("state", state, batch, batched, x)
-        if cache is not None:
-            cache.shape, cache.loops = shape, loops
-        states: list[Sequence[Array]] = []
-        for level in range(self.num_layers):
-            if level and self.dropout and cache is not None and dropout_seed is not None:
+        if lengths is not None:
+            ragged = self._ragged(lengths, x.shape[0], x.shape[1], batched, x)
+            loops = self._loops(operations(xp), ragged)
+        part = parts = self._state_in("state", state, x.shape[1], batched, like)
+        states, kept, masks = [], [], []
+        for level, w in enumerate(levels):
+            if level and self.dropout and keep and dropout_seed is not None:
                 mask = dropout_mask(spawn(dropout_seed, level), self.dropout, x)
-                x = operations(xp).multiply(x, mask, out=x)
-                cache.masks.append(mask)
-            outputs = []
-            for direction in range(self.num_directions):
-                index = level * self.num_directions + direction
-                y, last, kept = prepared.engine.run(
-                    loops[direction],
-                    prepared.runs[index],
-                    x,
-                    [None if p is None else p[index, ...] for p in parts],
-                    keep=cache is not None,
-                )
-                outputs.append(y)
-                states.append(last)
-                if cache is not None:
-                    cache.runs.append(kept)
-            x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)
+                x = loops[0].ops.multiply(x, mask, out=x)
+                masks.append(mask)
+            if self.num_layers > 1:
+                part = self._of_level(parts, level)
+            x, last, own = chosen.run(loops, w, x, part, keep=keep)
+            states.append(last)
+            kept.append(own)
         y = x if batched else x[:, 0, :]
+        if cache is not None:
+            cache.shape, cache.loops = tuple(y.shape), loops
+            cache.levels, cache.masks = kept, masks
         return y, self._state_out(xp, states, batched)
 
     def _check_input(self, x: Array, like: Array) -> Namespace:
         """Raise unless x can be run; return its namespace."""
-        arrays = type(x) is type(like) is np.ndarray and x.dtype == like.dtype
-        if arrays and x.ndim == 3 and x.size and x.shape[2] == self.input_size:
-            return np  # all is well, at once
+        if type(x) is type(like) is np.ndarray and x.dtype == like.dtype:
+            shape = x.shape
+            if len(shape) == 3 and shape[2] == self.input_size and x.size:
+                return np  # all is well, at once
         check_is_given("x", x)
         xp = array_namespace(params=like, x=x)
         if x.ndim not in (2, 3):
@@ -422,44 +429,43 @@ class Recurrent:
         self, name: str, state: State, batch: int, batched: bool, like: Array
     ) -> list[Array | None]:
         """Return each part of a state as (L*D, B, size), None for zeros."""
-        cell = self.cell
+        sizes = self.cell.state_sizes
         if state is None:
-            return [None] * len(cell.state)
-        if len(cell.state) == 1:
+            return [None] * len(sizes)
+        if len(sizes) == 1:
             state = (state,)
-        elif not isinstance(state, (tuple, list)) or len(state) != len(cell.state):
+        elif not isinstance(state, (tuple, list)) or len(state) != len(sizes):
             raise ValueError(
-                f"{name} must be a pair ({', '.join(cell.state)}), got {type(state).__name__}"
+                f"{name} must be a pair ({', '.join(self.cell.state)}), got {type(state).__name__}"
             )
         parts: list[Array | None] = []
-        runs = self.num_layers * self.num_directions
-        for part_name, size, part in zip(cell.state, cell.state_sizes, state, strict=True):
+        for k, part in enumerate(state):
             if part is None and name == "dstate":
                 parts.append(None)
                 continue
-            expected = (runs, batch, size) if batched else (runs, size)
+            size = sizes[k]
+            expected = (self._runs, batch, size) if batched else (self._runs, size)
             if not fits(part, expected, like):
-                full = part_name if name == "state" else f"d{part_name} in dstate"
+                full = self.cell.state[k]
+                full = full if name == "state" else f"d{full} in dstate"
                 check_given(full, part, expected, like)
             parts.append(part if batched else part[:, None, :])
         return parts
 
+    def _of_level(self, parts: list[Array | None], level: int) -> list[Array | None]:
+        """Return the directions of one level, (D, B, size) for each part of a state."""
+        ways = self.num_directions
+        own = slice(level * ways, (level + 1) * ways)
+        return [None if part is None else part[own, ...] for part in parts]
+
     def _state_out(self, xp: Namespace, states: Sequence[Sequence[Array]], batched: bool) -> State:
-        """Stack the states of the runs to (L*D, B, size) for each part."""
-        if len(states) == 1:
-            parts = [part[None, ...] for part in states[0]]
-        else:
-            parts = [xp.stack(each) for each in zip(*states, strict=True)]
+        """Join the states of the levels to (L*D, B, H) for each part."""
+        parts = states[0]
+        if len(states) > 1:
+            parts = [xp.concat(each, axis=0) for each in zip(*states, strict=True)]
         if not batched:
             parts = [part[:, 0, :] for part in parts]
         return parts[0] if len(parts) == 1 else tuple(parts)
-
-
-def _same(params: Any, others: Params) -> bool:
-    """Tell at once that `params` hold the very arrays of others; False says nothing."""
-    if type(params) is not dict or len(params) != len(others):
-        return False
-    return all(map(is_, map(params.get, others), others.values()))
 
 
 @dataclass(frozen=True)

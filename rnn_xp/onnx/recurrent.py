@@ -104,7 +104,7 @@ class RecurrentNode:
         for d, each in enumerate(self.functions):
             cell = self._cell(hidden, each, peephole="P" in arrays)
             chosen = engine(cell, arrays["W"])
-            weights = chosen.fold(cell, self.backend.xp, self._weights(arrays, d))
+            weights = chosen.fold(cell, self.backend.xp, [self._weights(arrays, d)])
             folds.append((cell, chosen, weights))
         return folds
 
@@ -181,9 +181,9 @@ class RecurrentNode:
         parts = [self._initial(given, part, x, first) for part in first.state]
         outputs, states = [], []
         for d, (cell, chosen, weights) in enumerate(folds):
-            state = [None if part is None else part[d, ...] for part in parts]
+            state = [None if part is None else part[d : d + 1, ...] for part in parts]
             loop = Loop(cell, ops, ragged, reverse=d == 1 or self.direction == "reverse")
-            y, last, _ = chosen.run(loop, weights, x, state, keep=False)
+            y, last, _ = chosen.run((loop,), weights, x, state, keep=False)
             outputs.append(y)
             states.append(last)
         return self._arranged(outputs, states)
@@ -209,12 +209,12 @@ class RecurrentNode:
     def _arranged(
         self, outputs: Sequence[Array], states: Sequence[Sequence[Array]]
     ) -> tuple[Array, ...]:
-        """Return the outputs (T, B, H) and the states (B, H) as ONNX has them."""
+        """Return the outputs (T, B, H) and the states (1, B, H) as ONNX has them."""
         xp = self.backend.xp
         y = xp.stack(outputs, axis=1)
         if self.batch_first:
             y = xp.permute_dims(y, (2, 0, 1, 3))
-        last = (xp.stack(parts) for parts in zip(*states, strict=True))
+        last = (xp.concat(parts, axis=0) for parts in zip(*states, strict=True))
         return (y, *map(self._exchanged, last))
 
     def _exchanged(self, a: Array) -> Array:

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from rnn_xp import recurrence
-from rnn_xp.accelerate import Engine
+from rnn_xp.accelerate import Recurrence
 from rnn_xp.accelerate.cuda import fused, persistent, trial
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
@@ -31,18 +31,18 @@ class Arranged(NamedTuple):
     """Weights, and how each engine that ran with them arranged them."""
 
     weights: Weights
-    folded: dict[Engine, Any]
+    folded: dict[Recurrence, Any]
 
 
 class Kept(NamedTuple):
     """What a forward run keeps."""
 
-    engine: Engine
+    engine: Recurrence
     chunks: Any
 
 
 class Cuda:
-    """The engine: see `Engine`.
+    """The engine of one direction: see `Recurrence`.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ class Cuda:
         self._fused, self._persistent = fused, persistent
         self._tried: dict[tuple[Any, ...], bool] = {}
 
-    def able(self, cell: Cell, dtype: Any, batch: int, ops: Operations) -> list[Engine]:
+    def able(self, cell: Cell, dtype: Any, batch: int, ops: Operations) -> list[Recurrence]:
         """Return what can run so many sequences on the current device, the best last."""
-        found: list[Engine] = [recurrence]
+        found: list[Recurrence] = [recurrence]
         if self._fused.takes(cell, dtype):
             found.append(self._fused)
         whole = self._persistent
@@ -103,7 +103,7 @@ class Cuda:
 
 
 @cache
-def choose() -> Engine:
+def choose() -> Recurrence:
     """Return the engine for CuPy arrays."""
     if os.environ.get("RNN_XP_ACCELERATE") == "0":
         return recurrence

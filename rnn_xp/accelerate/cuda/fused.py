@@ -78,7 +78,7 @@ class Made(NamedTuple):
 
 
 class Fused:
-    """The engine: see `Engine`.
+    """The engine of one direction: see `Recurrence`.
 
     Parameters
     ----------

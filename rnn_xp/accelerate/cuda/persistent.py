@@ -30,7 +30,7 @@ _CELLS: dict[Any, tuple[str, tuple[int, ...]]] = {
 
 
 class Persistent(Fused):
-    """The engine: see `Engine`.
+    """The engine of one direction: see `Recurrence`.
 
     Parameters
     ----------

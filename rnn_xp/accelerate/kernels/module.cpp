@@ -46,11 +46,14 @@ class Arguments {
     for (int k = 0; k < held_; k++) PyBuffer_Release(&views_[k]);
   }
 
-  int64_t integer() {
+  int64_t integer() { return number(next()); }
+
+  // A tuple of as many integers as there are places for them.
+  template <int N>
+  void integers(int64_t* const (&places)[N]) {
     PyObject* o = next();
-    const int64_t value = o ? PyLong_AsLongLong(o) : 0;
-    if (value == -1 && PyErr_Occurred()) failed_ = true;
-    return failed_ ? 0 : value;
+    if (o && (!PyTuple_Check(o) || PyTuple_Size(o) != N)) refuse("expected a tuple of sizes");
+    for (int k = 0; k < N; k++) *places[k] = number(failed_ ? nullptr : PyTuple_GetItem(o, k));
   }
 
   // An array of at least so many bytes, one after the other unless `whole` is false.
@@ -76,9 +79,7 @@ class Arguments {
   void* output_or_none(int64_t bytes) { return array(bytes, true, true); }
 
   // An array with gaps; `lies` must follow.
-  void* spread(int64_t bytes, bool writable = false) {
-    return array(bytes, writable, false, false);
-  }
+  const void* spread(int64_t bytes) { return array(bytes, false, false, false); }
 
   struct Axis {
     int64_t count, step;  // step: in numbers, from one to the next
@@ -116,6 +117,12 @@ class Arguments {
   }
 
  private:
+  int64_t number(PyObject* o) {
+    const int64_t value = o ? PyLong_AsLongLong(o) : 0;
+    if (value == -1 && PyErr_Occurred()) failed_ = true;
+    return failed_ ? 0 : value;
+  }
+
   PyObject* next() {
     if (failed_ || at_ == count_) {
       if (!failed_) PyErr_SetString(PyExc_TypeError, "too few arguments");
@@ -132,19 +139,32 @@ class Arguments {
   bool failed_ = false;
 };
 
-// What every call begins with: (kernels, cell, itemsize, T, B, I, H).
+// What every call begins with: a tuple of (kernels, cell, itemsize, T, B, I, H).
 const Kernels* begin(Arguments& in, Call& call) {
-  const int64_t which = in.integer();
-  call.cell = (int)in.integer();
-  const int64_t itemsize = in.integer();
+  int64_t which, cell, itemsize;
+  in.integers({&which, &cell, &itemsize, &call.T, &call.B, &call.I, &call.H});
+  call.cell = (int)cell;
   call.is_double = itemsize == 8;
-  call.T = in.integer(), call.B = in.integer(), call.I = in.integer(), call.H = in.integer();
-  const bool good = which >= 0 && which < kernel_count && call.cell >= 0 &&
-                    call.cell < CELL_KINDS && (itemsize == 4 || itemsize == 8) && call.T > 0 &&
-                    call.B > 0 && call.I > 0 && call.H > 0;
+  const bool good = which >= 0 && which < kernel_count && cell >= 0 && cell < CELL_KINDS &&
+                    (itemsize == 4 || itemsize == 8) && call.T > 0 && call.B > 0 && call.I > 0 &&
+                    call.H > 0;
   if (good && runs_here(all_kernels[which])) return all_kernels[which];
   if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "unknown kernels, cell or sizes");
   return nullptr;
+}
+
+// The direction that a call runs, of those that lie side by side in y and one after the other in the
+// states.
+struct Direction {
+  explicit Direction(Arguments& in) : at(in.integer()), count(in.integer()) {
+    if (at < 0 || at >= count) in.refuse("a direction that there is not");
+  }
+  int64_t at, count;
+};
+
+template <class P>
+P* own(P* whole, int64_t bytes) {
+  return whole ? (P*)((char*)whole + bytes) : nullptr;
 }
 
 int64_t gates_of(int cell) { return cell == LSTM ? 4 : cell >= GRU ? 3 : 1; }
@@ -254,18 +274,19 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t threads = in.integer();
   call.split = (int)in.integer();
   call.reverse = in.integer() != 0;
+  const Direction d(in);
+  const int64_t states = d.count * state, at = d.at * state;
   call.packed = in.memory(kernels->packed_bytes(call), false);
   call.x = in.spread(call.T * call.B * call.I * item);
   call.ldx = in.integer();
   in.lies({{call.T, call.B * call.ldx}, {call.B, call.ldx}, {call.I, 1}}, item);
   call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
-  call.h0 = in.input_or_none(state);
-  call.c0 = in.input_or_none(state);
-  call.y = in.spread(call.T * state, true);
-  call.ldy = in.integer();
-  in.lies({{call.T, call.B * call.ldy}, {call.B, call.ldy}, {call.H, 1}}, item);
-  call.h_last = in.output(state);
-  call.c_last = has_c ? in.output(state) : in.output_or_none(0);
+  call.h0 = own(in.input_or_none(states), at);
+  call.c0 = own(in.input_or_none(states), at);
+  call.y = own(in.output(call.T * states), d.at * call.H * item);
+  call.ldy = d.count * call.H;
+  call.h_last = own(in.output(states), at);
+  call.c_last = own(has_c ? in.output(states) : in.output_or_none(0), at);
   call.kept = in.memory(kernels->kept_bytes(call), true, true);
   if (!in.done()) return nullptr;
   return run(kernels->forward, call, kernels->scratch_bytes(call, false), Load(call, threads));
@@ -282,6 +303,8 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t threads = in.integer();
   call.split = (int)in.integer();
   call.reverse = in.integer() != 0;
+  const Direction d(in);
+  const int64_t states = d.count * state, at = d.at * state;
   call.weight_ih = in.input(rows * call.I);
   call.weight_hh = in.input(rows * call.H);
   call.x = in.spread(call.T * call.B * call.I * item);
@@ -289,18 +312,18 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   in.lies({{call.T, call.B * call.ldx}, {call.B, call.ldx}, {call.I, 1}}, item);
   call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
   call.kept = in.memory(kernels->kept_bytes(call), false);
-  call.dy = in.spread(call.T * state);
+  call.dy = own(in.spread(call.T * states), d.at * call.H * item);
   call.lddy = in.integer();
-  in.lies({{call.T, call.B * call.lddy}, {call.B, call.lddy}, {call.H, 1}}, item);
-  call.dh_last = in.input_or_none(state);
-  call.dc_last = in.input_or_none(state);
+  in.lies({{call.T, call.B * call.lddy}, {call.B, call.lddy}, {d.count * call.H, 1}}, item);
+  call.dh_last = own(in.input_or_none(states), at);
+  call.dc_last = own(in.input_or_none(states), at);
   call.dx = in.output(call.T * call.B * call.I * item);
   call.dweight_ih = in.output(rows * call.I);
   call.dweight_hh = in.output(rows * call.H);
   call.dbias_ih = in.output_or_none(rows);
   call.dbias_hh = in.output_or_none(rows);
-  call.dh0 = in.output(state);
-  call.dc0 = has_c ? in.output(state) : in.output_or_none(0);
+  call.dh0 = own(in.output(states), at);
+  call.dc0 = own(has_c ? in.output(states) : in.output_or_none(0), at);
   if (!in.done()) return nullptr;
   return run(kernels->backward, call, kernels->scratch_bytes(call, true), Load(call, threads));
 }
