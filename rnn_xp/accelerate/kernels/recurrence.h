@@ -280,7 +280,10 @@ struct Recurrence {
     const long rows = CHUNK_BYTES / (long)(padded * cell.slots * sizeof(T));
     return least(steps, most(1, least(rows, CHUNK_ROWS) / B));
   }
-  long backward_steps() const { return least(steps, most(1, CHUNK_ROWS / B)); }
+  long backward_steps() const {  // nearly the same for every chunk
+    const long chunks = upward(steps, most(1, CHUNK_ROWS / B));
+    return upward(steps, chunks);
+  }
 
   long packed_bytes() const { return packed().bytes; }
 
