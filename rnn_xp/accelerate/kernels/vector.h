@@ -35,8 +35,7 @@ struct Numbers<float> {
   static constexpr float magic = 12582912.f, log2e = 1.44269504f;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.1219444e-4f;
   static constexpr float largest = 87.f, saturated = 20.f;
-  static constexpr float q[] = {0.5f, 0.166666667f, 0.0416664642f, 0.00833331084f,
-                                0.00139337307f, 1.98910805e-4f};
+  static constexpr float q[] = {0.5f, 0.166665763f, 0.0416665561f, 0.00836320315f, 0.00139262131f};
 };
 
 template <>
@@ -159,12 +158,32 @@ INLINE vfloat quotient(vfloat a, vfloat b) { return a / b; }
 #endif
 INLINE vdouble quotient(vdouble a, vdouble b) { return a / b; }
 
-// Not a number stays what it is.
+// Not a number stays what it is: of such a pair these instructions return the second.
+#if defined(__AVX512F__)
+INLINE vfloat clamp(vfloat x, vfloat limit) {
+  const __mmask16 all = (__mmask16)-1;
+  const __m512 low = _mm512_maskz_max_ps(all, (__m512)-limit, (__m512)x);
+  return (vfloat)_mm512_maskz_min_ps(all, (__m512)limit, low);
+}
+INLINE vdouble clamp(vdouble x, vdouble limit) {
+  const __mmask8 all = (__mmask8)-1;
+  const __m512d low = _mm512_maskz_max_pd(all, (__m512d)-limit, (__m512d)x);
+  return (vdouble)_mm512_maskz_min_pd(all, (__m512d)limit, low);
+}
+#elif defined(__AVX2__)
+INLINE vfloat clamp(vfloat x, vfloat limit) {
+  return (vfloat)_mm256_min_ps((__m256)limit, _mm256_max_ps((__m256)-limit, (__m256)x));
+}
+INLINE vdouble clamp(vdouble x, vdouble limit) {
+  return (vdouble)_mm256_min_pd((__m256d)limit, _mm256_max_pd((__m256d)-limit, (__m256d)x));
+}
+#else
 template <class V>
 INLINE V clamp(V x, V limit) {
   x = x < -limit ? -limit : x;
   return x > limit ? limit : x;
 }
+#endif
 
 // exp(x) = scale + scale * p
 template <class T>
