@@ -13,6 +13,7 @@ import standin
 from targets import need_module
 
 from rnn_xp import recurrence
+from rnn_xp.accelerate import CORE, OneByOne
 from rnn_xp.accelerate.cuda import fused
 from rnn_xp.accelerate.cuda.engine import Cuda, choose
 from rnn_xp.backend import InPlace, operations
@@ -38,23 +39,38 @@ class Case:
     """A run, and its arrays on the host."""
 
     def __init__(
-        self, name: str, steps: int, batch: int, hidden: int, *, bias: bool = True, seed: int = 0
+        self,
+        name: str,
+        steps: int,
+        batch: int,
+        hidden: int,
+        *,
+        bias: bool = True,
+        ways: int = 1,
+        seed: int = 0,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.cell, inputs = make_cell(name, hidden), 4
-        self.weights = {
-            key: rng.uniform(-0.7, 0.7, shape)
-            for key, shape in self.cell.shapes(inputs, bias).items()
-        }
+        self.weights = [
+            {
+                key: rng.uniform(-0.7, 0.7, shape)
+                for key, shape in self.cell.shapes(inputs, bias).items()
+            }
+            for _ in range(ways)
+        ]
+        states = (ways, batch, hidden)
         self.x = rng.standard_normal((steps, batch, inputs))
-        self.state: list[Any] = [rng.standard_normal((batch, hidden)) for _ in self.cell.state]
-        self.dy = rng.standard_normal((steps, batch, 2 * hidden))[:, :, hidden:]  # a view
-        self.dstate: list[Any] = [rng.standard_normal((batch, hidden)) for _ in self.cell.state]
+        self.state: list[Any] = [rng.standard_normal(states) for _ in self.cell.state]
+        wide = rng.standard_normal((steps, batch, (ways + 1) * hidden))
+        self.dy = wide[:, :, hidden:]  # a view
+        self.dstate: list[Any] = [rng.standard_normal(states) for _ in self.cell.state]
         self.lengths = rng.integers(1, steps + 1, batch)
 
     def run(self, engine: Any, ops: Any, put: Any, *, ragged: bool, reverse: bool) -> list[Any]:
-        """Return y, the state, and all gradients."""
-        weights = {key: put(a) for key, a in self.weights.items()}
+        """Return y, the state, and all gradients; a second direction goes the other way."""
+        if not isinstance(engine, Cuda):
+            engine = OneByOne(engine)
+        weights = [{key: put(a) for key, a in own.items()} for own in self.weights]
         x, dy = self.x.copy(), self.dy.copy()
         if ragged:  # what stands past a sequence's end must not matter
             past = np.arange(len(x))[:, None] >= self.lengths[None, :]
@@ -66,12 +82,13 @@ class Case:
         state, dstate = (
             [None if a is None else put(a) for a in part] for part in (self.state, self.dstate)
         )
-        loop = Loop(self.cell, ops, kept, reverse)
-        y, last, chunks = engine.run(loop, w, put(x), state, keep=True)
-        again, *_ = engine.run(loop, w, put(x), state, keep=False)
-        gradients, dx, first = engine.run_backward(loop, weights, chunks, put(dy), dstate)
-        assert gradients.keys() == weights.keys()
-        return [y, again, *last, *(gradients[key] for key in weights), dx, *first]
+        loops = [Loop(self.cell, ops, kept, reverse != (d == 1)) for d in range(len(weights))]
+        y, last, chunks = engine.run(loops, w, put(x), state, keep=True)
+        again, *_ = engine.run(loops, w, put(x), state, keep=False)
+        gradients, dx, first = engine.run_backward(loops, weights, chunks, put(dy), dstate)
+        assert [own.keys() for own in gradients] == [own.keys() for own in weights]
+        ordered = [own[key] for own in gradients for key in weights[0]]
+        return [y, again, *last, *ordered, dx, *first]
 
 
 def on_standin(dtype: str) -> Any:
@@ -125,7 +142,7 @@ def launches(name: str, steps: int, part: str, kernels: Any, ragged: bool) -> Co
     case, ops, put = Case(name, steps, 3, 8), InPlace(standin.xp, 0), on_standin("float32")
     engine: Any = fused.Fused(kernels)
     cell = case.cell
-    weights = {key: put(a) for key, a in case.weights.items()}
+    weights = {key: put(a) for key, a in case.weights[0].items()}
     lengths = np.minimum(np.asarray([2, 3, 1]), steps)
     kept = Ragged(lengths, put(np.arange(steps)[:, None] < lengths), 0) if ragged else None
     w, x, none = engine.fold(cell, ops.xp, weights), put(case.x), [None] * len(case.state)
@@ -203,9 +220,9 @@ def test_what_has_no_kernel_is_left_to_the_core(xp: Any, kernels: Any) -> None:
     engine, dtype = Cuda(fused.Fused(kernels)), np.dtype("float32")
     for name in CELLS:
         chosen = engine.able(make_cell(name, 5), dtype, 2, HOST)[-1]
-        assert (chosen is recurrence) == (name not in RUN_HERE)
-    assert engine.able(make_cell("lstm", 5, 2), dtype, 2, HOST)[-1] is recurrence
-    assert engine.able(make_cell("lstm", 5), np.dtype("complex64"), 2, HOST)[-1] is recurrence
+        assert (chosen == CORE) == (name not in RUN_HERE)
+    assert engine.able(make_cell("lstm", 5, 2), dtype, 2, HOST)[-1] == CORE
+    assert engine.able(make_cell("lstm", 5), np.dtype("complex64"), 2, HOST)[-1] == CORE
     case, options = Case("lstm_peephole", 3, 2, 5), {"ragged": True, "reverse": False}
     found = case.run(engine, InPlace(xp, 0), on_standin("float64"), **options)
     expected = case.run(recurrence, HOST, np.copy, **options)
@@ -215,7 +232,7 @@ def test_what_has_no_kernel_is_left_to_the_core(xp: Any, kernels: Any) -> None:
 def test_the_core_by_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
     choose.cache_clear()
-    assert choose() is recurrence
+    assert choose() == CORE
     monkeypatch.delenv("RNN_XP_ACCELERATE")
     choose.cache_clear()
     assert isinstance(choose(), Cuda)

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from targets import need_module
 from test_cuda_fused import HOST, Case, largest_error, on_standin
 
 from rnn_xp import recurrence
+from rnn_xp.accelerate import one_by_one
+from rnn_xp.accelerate.cuda import engine as cuda_engine
 from rnn_xp.accelerate.cuda import fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.engine import Cuda
 from rnn_xp.accelerate.cuda.fused import Fused
@@ -154,7 +158,7 @@ def test_zeros_for_none_and_no_bias(name: str, libraries: tuple[Path, ...], xp: 
     engine = Persistent(cuda_on_cpu.kernels(*libraries), lambda: H100)
     case.state = case.dstate = [None for _ in case.state]
     found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
-    case.state = case.dstate = [np.zeros((2, 5)) for _ in case.state]
+    case.state = case.dstate = [np.zeros((1, 2, 5)) for _ in case.state]
     assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
 
 
@@ -203,7 +207,9 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
 
     def chosen(name: str, hidden: int, batch: int, dtype: str, limits: Limits) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: limits))
-        return engine.able(make_cell(name, hidden), np.dtype(dtype), batch, InPlace(xp, 0))[-1]
+        cell, ops = make_cell(name, hidden), InPlace(xp, 0)
+        best: Any = engine.able(cell, np.dtype(dtype), batch, ops)[-1]
+        return best.each
 
     assert isinstance(chosen("lstm", 512, 16, "float32", H100), Persistent)
     assert chosen("lstm", 512, 16, "float64", H100) is FUSED
@@ -219,6 +225,108 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
     assert isinstance(chosen("lstm", 512, 16, "float32", H100._replace(capability=70)), Persistent)
     assert chosen("lstm", 512, 16, "float16", H100._replace(capability=70)) is FUSED
     assert chosen("lstm_peephole", 64, 1, "float32", H100) is recurrence
+
+
+class Streams:
+    """As `two_streams`, without one: counts who goes in, in which order."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[None]:
+        self.said.append(name)
+        yield
+
+    @contextmanager
+    def __call__(self) -> Iterator[tuple[Any, Any]]:
+        self.said.append("fork")
+        yield self.place("first"), self.place("second")
+        self.said.append("join")
+
+
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_two_directions_at_once(
+    name: str, ragged: bool, libraries: tuple[Path, ...], xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "passes", lambda *_: True)
+    streams = Streams()
+    whole = Persistent(cuda_on_cpu.kernels(*libraries), lambda: H100)
+    engine = Cuda(FUSED, whole, streams)
+    case, how = Case(name, 3, 4, 70, ways=2), {"ragged": ragged, "reverse": False}
+    found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
+    assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
+    assert streams.said == ["fork", "first", "second", "join"] * 3
+    assert not xp.reads
+
+
+def test_when_two_directions_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "passes", lambda *_: True)
+
+    def chosen(name: str, hidden: int, batch: int) -> Any:
+        engine = Cuda(FUSED, Persistent(no_kernels, lambda: H100), Streams())
+        cell, ops = make_cell(name, hidden), InPlace(xp, 0)
+        return engine.able(cell, np.dtype("float32"), batch, ops, 2)[-1]
+
+    for name in GATES:
+        both = chosen(name, 256, 4)
+        assert both.each.limits() == H100._replace(multiprocessors=66)
+        assert isinstance(both.places, Streams)
+    assert chosen("lstm", 1200, 1).each.limits() == H100  # its weights fill the whole device
+    assert chosen("lstm", 1200, 1).places is one_by_one
+    assert chosen("lstm", 512, 1024).each is FUSED
+
+
+def test_the_other_stream_begins_and_ends_with_the_current_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = []
+
+    class Stream:
+        def __init__(self, name: str = "other", non_blocking: bool = False) -> None:
+            self.name = name
+            assert name == "current" or non_blocking
+
+        def record(self) -> str:
+            said.append(f"{self.name} records")
+            return self.name
+
+        def wait_event(self, event: str) -> None:
+            said.append(f"{self.name} waits for {event}")
+
+        def __enter__(self) -> None:
+            said.append(f"on {self.name}")
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    current = Stream("current")
+    cuda = SimpleNamespace(
+        Device=lambda index=0: standin.Device(index),
+        Stream=Stream,
+        get_current_stream=lambda: current,
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(cuda_engine, "_other_stream", cuda_engine._other_stream.__wrapped__)
+
+    def fail() -> None:
+        with cuda_engine.two_streams() as (first, second):
+            with first:
+                said.append("the first's work")
+            with second:
+                raise ValueError("in between")
+
+    with pytest.raises(ValueError, match="in between"):
+        fail()
+    assert said == [
+        "current records",
+        "other waits for current",
+        "the first's work",
+        "on other",
+        "other records",
+        "current waits for other",
+    ]
 
 
 def test_the_engine_runs_what_it_chose(libraries: tuple[Path, ...], steps: Fused, xp: Any) -> None:

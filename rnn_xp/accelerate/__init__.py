@@ -7,8 +7,10 @@ it pays, and a test ties it to the core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -104,10 +106,25 @@ class Engine(Protocol):
         """
 
 
-class OneByOne(NamedTuple):
-    """The engine that runs one direction after the other."""
+@contextmanager
+def one_by_one() -> Iterator[tuple[Any, Any]]:
+    """Yield the places of two directions that run one after the other."""
+    yield nullcontext(), nullcontext()
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """The engine that runs one direction after the other, or each in its own place.
+
+    Parameters
+    ----------
+    each : Recurrence
+    places : function
+        Returns a context, of whose two contexts each direction enters one.
+    """
 
     each: Recurrence
+    places: Callable[[], AbstractContextManager[tuple[Any, Any]]] = one_by_one
 
     def fold(self, cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> list[Any]:
         """Arrange the weights of each direction."""
@@ -123,10 +140,11 @@ class OneByOne(NamedTuple):
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Sequence[Any]]:
         """Run every direction over x; see `Engine`."""
-        runs = [
-            self.each.run(loop, w[d], x, _direction(state, d), keep=keep)
-            for d, loop in enumerate(loops)
-        ]
+        runs = []
+        with self.places() as places:
+            for d, loop in enumerate(loops):
+                with places[d]:
+                    runs.append(self.each.run(loop, w[d], x, _direction(state, d), keep=keep))
         xp = loops[0].ops.xp
         outputs, states, kept = zip(*runs, strict=True)
         y = outputs[0] if len(runs) == 1 else xp.concat(outputs, axis=2)
@@ -143,10 +161,12 @@ class OneByOne(NamedTuple):
         """Run every direction backward through time; see `Engine`."""
         ops, size = loops[0].ops, loops[0].cell.output_size
         runs = []
-        for d, loop in enumerate(loops):
-            own = dy if len(loops) == 1 else dy[:, :, d * size : (d + 1) * size]
-            part = _direction(dstate, d)
-            runs.append(self.each.run_backward(loop, weights[d], kept[d], own, part))
+        with self.places() as places:
+            for d, loop in enumerate(loops):
+                own = dy if len(loops) == 1 else dy[:, :, d * size : (d + 1) * size]
+                part = _direction(dstate, d)
+                with places[d]:
+                    runs.append(self.each.run_backward(loop, weights[d], kept[d], own, part))
         gradients, parts, states = zip(*runs, strict=True)
         dx = parts[0]
         for part in parts[1:]:
@@ -189,7 +209,7 @@ def engine(cell: Cell, like: Array) -> Engine:
     if name.endswith("cupy"):
         from rnn_xp.accelerate.cuda import engine as cuda
 
-        return OneByOne(cuda.choose())
+        return cuda.choose()
     return CORE
 
 

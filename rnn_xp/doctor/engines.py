@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.accelerate import CORE, Engine, OneByOne, engine
+from rnn_xp.accelerate import CORE, Engine, OneByOne, engine, one_by_one
 from rnn_xp.accelerate.cuda.engine import Cuda
 from rnn_xp.backend import Backend, operations
 from rnn_xp.layers import Recurrent
@@ -45,10 +45,9 @@ def runs(layer: Recurrent, backend: Backend, dtype: str, batch: int) -> list[Run
     """Return the layer on every engine that can run so many sequences, the core first."""
     try:
         chosen = engine(layer.cell, backend.asarray(np.zeros((1, 1)), dtype))
-        if isinstance(chosen, OneByOne) and isinstance(chosen.each, Cuda):
-            ops = operations(backend.xp)
-            able = chosen.each.able(layer.cell, np.dtype(dtype), batch, ops)
-            engines: list[Engine] = [OneByOne(each) for each in able]
+        if isinstance(chosen, Cuda):
+            ops, ways = operations(backend.xp), layer.num_directions
+            engines = chosen.able(layer.cell, np.dtype(dtype), batch, ops, ways)
         else:
             engines = [CORE] if chosen == CORE else [CORE, chosen]
     except Exception:  # any: whatever it is, to run the layer raises it again
@@ -62,6 +61,8 @@ def _name(chosen: Any) -> str:
         return NAME_OF_CORE
     if hasattr(chosen, "threads"):
         return f"kernels {chosen.name}"
-    each = chosen.each if isinstance(chosen, OneByOne) else chosen
+    if not isinstance(chosen, OneByOne):
+        return str(chosen.__name__).rpartition(".")[2]  # a module
+    each = chosen.each
     name: str = getattr(each, "__name__", type(each).__name__.lower())
-    return name.rpartition(".")[2]
+    return name.rpartition(".")[2] + ("" if chosen.places is one_by_one else " pair")

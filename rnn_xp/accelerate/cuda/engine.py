@@ -5,6 +5,9 @@
     fused        a product and a kernel a step, where there is a kernel: `fused`
     core         what is left, peepholes and projections among it: `recurrence`
 
+Two directions run one after the other, each on the whole device, or at once, each persistent on one
+half of it and on a stream of its own: by the same estimate of cost.
+
 CuPy computes on its current device; a run enters that of its arrays first.
 
 `RNN_XP_ACCELERATE=0` in the environment leaves everything to the core.
@@ -13,12 +16,12 @@ CuPy computes on its current device; a run enters that of its arrays first.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
-from rnn_xp import recurrence
-from rnn_xp.accelerate import Recurrence
+from rnn_xp.accelerate import CORE, Engine, OneByOne, one_by_one
 from rnn_xp.accelerate.cuda import fused, persistent, trial
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
@@ -28,83 +31,128 @@ from rnn_xp.recurrence import Loop
 
 
 class Arranged(NamedTuple):
-    """Weights, and how each engine that ran with them arranged them."""
+    """Weights of each direction, and how each engine that ran with them arranged them."""
 
-    weights: Weights
-    folded: dict[Recurrence, Any]
+    weights: Sequence[Weights]
+    folded: dict[Engine, Any]
 
 
 class Kept(NamedTuple):
     """What a forward run keeps."""
 
-    engine: Recurrence
-    chunks: Any
+    engine: Engine
+    kept: Any
+
+
+@contextmanager
+def two_streams() -> Iterator[tuple[Any, Any]]:
+    """Yield contexts for work that runs at once: the current stream's, and another one's.
+
+    The other stream begins where the current one stands, and the current one goes on where the
+    other one ends, so that memory passes between them in order.
+    """
+    import cupy
+
+    current, other = cupy.cuda.get_current_stream(), _other_stream(cupy.cuda.Device().id)
+    other.wait_event(current.record())
+    try:
+        yield nullcontext(), other
+    finally:
+        current.wait_event(other.record())
+
+
+@cache
+def _other_stream(device: int) -> Any:
+    import cupy
+
+    with cupy.cuda.Device(device):
+        return cupy.cuda.Stream(non_blocking=True)
 
 
 class Cuda:
-    """The engine of one direction: see `Recurrence`.
+    """The engine: see `Engine`.
 
     Parameters
     ----------
     fused : Fused
     persistent : Persistent, optional
+    streams : function
+        `two_streams`, or what stands for it where there are none.
     """
 
-    def __init__(self, fused: Fused, persistent: Persistent | None = None) -> None:
-        self._fused, self._persistent = fused, persistent
+    def __init__(
+        self,
+        fused: Fused,
+        persistent: Persistent | None = None,
+        streams: Callable[[], AbstractContextManager[tuple[Any, Any]]] = one_by_one,
+    ) -> None:
+        self._fused, self._persistent, self._streams = fused, persistent, streams
         self._tried: dict[tuple[Any, ...], bool] = {}
 
-    def able(self, cell: Cell, dtype: Any, batch: int, ops: Operations) -> list[Recurrence]:
-        """Return what can run so many sequences on the current device, the best last."""
-        found: list[Recurrence] = [recurrence]
+    def able(
+        self, cell: Cell, dtype: Any, batch: int, ops: Operations, ways: int = 1
+    ) -> list[Engine]:
+        """Return what can run so many sequences in so many directions here, the best last."""
+        found: list[Engine] = [CORE]
         if self._fused.takes(cell, dtype):
-            found.append(self._fused)
+            found.append(OneByOne(self._fused))
         whole = self._persistent
-        if whole is not None and whole.takes(cell, dtype) and whole.pays(cell, dtype, batch):
-            key = (whole.limits(), type(cell), dtype)
-            if key not in self._tried:
-                self._tried[key] = trial.passes(whole, self._fused, cell, dtype, ops)
-            if self._tried[key]:
-                found.append(whole)
+        if whole is None or not whole.takes(cell, dtype):
+            return found
+        one, without = whole.costs(cell, dtype, batch)
+        two, _ = whole.half.costs(cell, dtype, batch)
+        if one < without and self._trusts(whole, cell, dtype, ops):
+            found.append(OneByOne(whole))
+        if ways == 2 and two < 2 * min(one, without) and self._trusts(whole, cell, dtype, ops):
+            found.append(OneByOne(whole.half, self._streams))
         return found
 
-    def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> Arranged:
+    def _trusts(self, whole: Persistent, cell: Cell, dtype: Any, ops: Operations) -> bool:
+        """Tell whether the kernel of all steps was right when tried, on the current device."""
+        key = (whole.limits(), type(cell), dtype)
+        if key not in self._tried:
+            self._tried[key] = trial.passes(whole, self._fused, cell, dtype, ops)
+        return self._tried[key]
+
+    def fold(self, cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> Arranged:
         """Keep the weights: how they are arranged depends on the run."""
         return Arranged(weights, {})
 
     def run(
         self,
-        loop: Loop,
+        loops: Sequence[Loop],
         w: Arranged,
         x: Array,
         state: Sequence[Array | None],
         *,
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
-        """Run the cell over x; see `recurrence.run`."""
+        """Run every direction over x; see `Engine`."""
+        cell, ops, *_ = loops[0]
         with device_of(x):
-            engine = self.able(loop.cell, x.dtype, x.shape[1], loop.ops)[-1]
+            engine = self.able(cell, x.dtype, x.shape[1], ops, len(loops))[-1]
             if engine not in w.folded:
-                w.folded[engine] = engine.fold(loop.cell, loop.ops.xp, w.weights)
-            y, last, chunks = engine.run(loop, w.folded[engine], x, state, keep=keep)
-        return y, last, Kept(engine, chunks) if keep else None
+                w.folded[engine] = engine.fold(cell, ops.xp, w.weights)
+            y, last, kept = engine.run(loops, w.folded[engine], x, state, keep=keep)
+        return y, last, Kept(engine, kept) if keep else None
 
     def run_backward(
         self,
-        loop: Loop,
-        weights: Weights,
-        chunks: Kept,
+        loops: Sequence[Loop],
+        weights: Sequence[Weights],
+        kept: Kept,
         dy: Array,
         dstate: Sequence[Array | None],
-    ) -> tuple[Weights, Array, Sequence[Array]]:
-        """Run the cell backward through time; see `recurrence.run_backward`."""
+    ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
+        """Run every direction backward through time; see `Engine`."""
         with device_of(dy):
-            return chunks.engine.run_backward(loop, weights, chunks.chunks, dy, dstate)
+            return kept.engine.run_backward(loops, weights, kept.kept, dy, dstate)
 
 
 @cache
-def choose() -> Recurrence:
+def choose() -> Engine:
     """Return the engine for CuPy arrays."""
     if os.environ.get("RNN_XP_ACCELERATE") == "0":
-        return recurrence
-    return Cuda(Fused(fused.compiled), Persistent(persistent.compiled, persistent.limits))
+        return CORE
+    whole = Persistent(persistent.compiled, persistent.limits)
+    return Cuda(Fused(fused.compiled), whole, two_streams)

@@ -8,12 +8,13 @@ tensor cores, which add in float32. Never run on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
+from math import inf
 from typing import Any
 
 from rnn_xp.accelerate.cuda import fused
 from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernels, Made
-from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Work, pays, plans
+from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Work, cost, cost_without, plans
 from rnn_xp.backend import Array
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
@@ -51,13 +52,27 @@ class Persistent(Fused):
         most = min(multiprocessors, self.limits().multiprocessors)
         return Persistent(self._kernels, lambda: self.limits()._replace(multiprocessors=most))
 
+    @cached_property
+    def half(self) -> Persistent:
+        """The engine that uses no more than half of the multiprocessors."""
+
+        def limits() -> Limits:
+            whole = self.limits()
+            return whole._replace(multiprocessors=max(1, whole.multiprocessors // 2))
+
+        return Persistent(self._kernels, limits)
+
     def takes(self, cell: Cell, dtype: Any) -> bool:
         """Tell whether there are kernels for this cell and dtype."""
         return type(cell) in _CELLS and dtype.char in "ef"
 
-    def pays(self, cell: Cell, dtype: Any, batch: int) -> bool:
-        """Tell whether a run of so many sequences fits the current device, and costs less here."""
-        return batch > 0 and pays(_work(cell, dtype), cell.hidden_size, batch, self.limits())
+    def costs(self, cell: Cell, dtype: Any, batch: int) -> tuple[float, float]:
+        """Return the µs of a step of so many sequences on the current device: here, and without.
+
+        Infinite here where it does not fit.
+        """
+        given = (_work(cell, dtype), cell.hidden_size, max(batch, 1), self.limits())
+        return cost(*given) if batch else inf, cost_without(*given)
 
     def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
         """Run all steps; return the row of the last state."""
@@ -100,7 +115,7 @@ class Persistent(Fused):
     ) -> None:
         (name, _), (steps, batch, hidden) = _CELLS[type(loop.cell)], like.shape
         found = plans(_work(loop.cell, like.dtype), hidden, batch, self.limits())
-        assert found is not None, "chosen without `pays`"
+        assert found is not None, "chosen although it does not fit"
         plan, xp = found[part == "backward"], loop.ops.xp
         counter = xp.zeros((1,), dtype=xp.uint32)
         sizes = (hidden, batch, steps, plan.units, plan.tile)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import inf
 from typing import NamedTuple
 
 THREADS = 256
@@ -103,23 +104,28 @@ def plans(work: Work, hidden: int, batch: int, limits: Limits) -> tuple[Plan, Pl
     return None if forward is None or backward is None else (forward, backward)
 
 
-def pays(work: Work, hidden: int, batch: int, limits: Limits) -> bool:
-    """Tell whether both kernels fit and a step, forward and backward, costs less than without."""
+def cost(work: Work, hidden: int, batch: int, limits: Limits) -> float:
+    """Return the µs of a step, forward and backward; infinite where a kernel does not fit."""
     found = plans(work, hidden, batch, limits)
     if found is None:
-        return False
+        return inf
+    numbers = sum(work.gates) * hidden
+    both = zip(found, (len(work.gates) * hidden, numbers), strict=True)
+    return sum(_cost(plan, width, numbers, batch, work) for plan, width in both)
+
+
+def cost_without(work: Work, hidden: int, batch: int, limits: Limits) -> float:
+    """Return the µs of a step, forward and backward, of kernels for a step each."""
     numbers, speed = sum(work.gates) * hidden, 128 if work.bits == 32 else 1024
     alone = numbers * hidden * batch / (limits.multiprocessors * speed * CLOCK)
-    both = zip(found, (len(work.gates) * hidden, numbers), strict=True)
-    return sum(_cost(plan, width, numbers, batch, work) for plan, width in both) < 2 * (
-        2 * LAUNCH * len(work.gates) + alone
-    )
+    return 2 * (2 * LAUNCH * len(work.gates) + alone)
 
 
 def _cost(plan: Plan, staged: int, numbers: int, batch: int, work: Work) -> float:
-    """Return the µs of a step: states are staged; two numbers are read for four products.
+    """Return the µs of a step, forward or backward.
 
-    On tensor cores a warp reads 192 words for 16 x 8 x 16 products.
+    States are staged; two numbers are read for four products. On tensor cores a warp reads 192
+    words for 16 x 8 x 16 products.
     """
     tiles = len(work.gates) * -(-batch // plan.tile)
     products, per_cycle = numbers * plan.units * batch, 64 if work.bits == 32 else 256
