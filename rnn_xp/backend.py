@@ -353,6 +353,8 @@ class Backend:
                 "jax.config.update('jax_enable_x64', True), or use float32"
             )
         dtype = getattr(self.xp, name, None)
+        if name == "bfloat16" and self.name == "cupy":
+            dtype = _cupy_bfloat16()
         if dtype is None:
             raise ValueError(f"dtype {name} does not exist in the backend {self.name}")
         return dtype
@@ -403,6 +405,24 @@ class Backend:
         elif self.name == "jax":
             jax = importlib.import_module("jax")
             (jax.device_put(0.0, self.device) + 0).block_until_ready()
+
+
+def _cupy_bfloat16() -> Any:
+    """Return the dtype, which is that of ml_dtypes.
+
+    Raises
+    ------
+    ValueError
+        If this CuPy does not compute in it, or ml_dtypes is missing.
+    """
+    try:
+        found = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        raise ValueError("dtype bfloat16 on CuPy needs ml_dtypes: pip install ml_dtypes") from None
+    version = importlib.import_module("cupy").__version__
+    if int(version.partition(".")[0]) < 14:
+        raise ValueError(f"dtype bfloat16 needs CuPy 14 or later, here is {version}")
+    return found
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:

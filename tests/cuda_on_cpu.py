@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import standin
 
+from rnn_xp.accelerate.cuda import fused
+
 EACH = """
 extern "C" bool {0}_launch(void** args, unsigned grid, unsigned block, size_t shared,
                            unsigned order) {{
@@ -35,9 +37,9 @@ class Deadlock(Exception):
 class Kernel:
     """As `cupy.RawKernel`, on the stand-in's arrays; `order` is that of `grid.h`."""
 
-    def __init__(self, library: Any, name: str, bits: int, order: int) -> None:
+    def __init__(self, library: Any, name: str, dtype: str, order: int) -> None:
         self.name, self._order = name, order
-        self._dtypes = {**DTYPES, "P": f"float{bits}"}
+        self._dtypes = {**DTYPES, "P": dtype}
         self._launch = getattr(library, f"{name}_launch")
         self._launch.restype = ctypes.c_bool
         codes = getattr(library, f"{name}_codes")
@@ -68,27 +70,22 @@ class Kernel:
         return int(value._host.ctypes.data)
 
 
-def library(source: str, folder: Path, *flags: str, bits: int = 32) -> Path:
-    """Compile a source for numbers of so many bits; return where the library lies."""
+def library(source: str, folder: Path, *flags: str, dtype: str = "float32") -> Path:
+    """Compile a source for a dtype; return where the library lies."""
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     names = re.findall(r"\nKERNELS\((\w+), ", source)
     names = [f"{name}_all_{part}" for name in names for part in ("forward", "backward")]
-    path = folder / f"kernels{bits}.cpp"
+    path = folder / f"{dtype}.cpp"
     path.write_text('#include "grid.h"\n' + source + "".join(map(EACH.format, names)))
-    always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-DBITS={bits}"]
+    always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", *fused.options(dtype)[1:]]
     always.append(f"-I{Path(__file__).parent / 'cuda'}")
     made = path.with_suffix(".so")
     subprocess.run(["g++", *always, *flags, path, "-o", made], check=True)
     return made
 
 
-def kernels(*paths: Path, order: int = 0) -> Callable[[int], Callable[[str], Kernel]]:
-    """Return the kernels of libraries, from the bits of their numbers and a name."""
-    loaded = {
-        bits: ctypes.CDLL(str(path))
-        for path in paths
-        for bits in (16, 32)
-        if f"{bits}." in path.name
-    }
-    return cache(lambda bits: cache(lambda name: Kernel(loaded[bits], name, bits, order)))
+def kernels(*paths: Path, order: int = 0) -> Callable[[str], Callable[[str], Kernel]]:
+    """Return the kernels of libraries, from a dtype's name and a kernel's."""
+    loaded = {path.stem: ctypes.CDLL(str(path)) for path in paths}
+    return cache(lambda dtype: cache(lambda name: Kernel(loaded[dtype], name, dtype, order)))

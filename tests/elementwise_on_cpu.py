@@ -15,9 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import standin
+
+from rnn_xp.accelerate.cuda import fused
 
 BEFORE = """
 #include <math.h>
@@ -97,20 +98,19 @@ class Kernel:
         return int(value._host.ctypes.data)
 
 
-def kernels(source: str, folder: Path) -> Callable[[int], Callable[[str], Kernel]]:
-    """Return the kernels of a source, from the bits of its numbers and a name."""
+def kernels(source: str, folder: Path) -> Callable[[str], Callable[[str], Kernel]]:
+    """Return the kernels of a source, from a dtype's name and a kernel's."""
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     names = re.findall(r"__global__ void (\w+)\(", source)
 
     @cache
-    def compiled(bits: int) -> Callable[[str], Kernel]:
-        path = folder / f"kernels{bits}.cpp"
+    def compiled(dtype: str) -> Callable[[str], Kernel]:
+        path = folder / f"{dtype}.cpp"
         path.write_text(BEFORE + source + AFTER + "".join(map(EACH.format, names)))
-        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", f"-DBITS={bits}"]
+        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", *fused.options(dtype)[1:]]
         subprocess.run(["g++", *flags, path, "-o", path.with_suffix(".so")], check=True)
         library = ctypes.CDLL(str(path.with_suffix(".so")))
-        dtype = np.dtype(f"float{bits}").name
         return cache(lambda name: Kernel(library, name, dtype))
 
     return compiled

@@ -11,6 +11,7 @@ import pytest
 from targets import need_module
 
 from rnn_xp.accelerate.cuda import fused, persistent
+from rnn_xp.accelerate.cuda.plan import BFLOAT16
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 MOST_REGISTERS = 64
@@ -51,11 +52,11 @@ def compiler() -> Any:
     return Compiler()
 
 
-@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile_without_spills(architecture: int, bits: int, compiler: Compiler) -> None:
+def test_kernels_compile_without_spills(architecture: int, dtype: str, compiler: Compiler) -> None:
     options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"
-    log = compiler.log(fused.source(), *options, *fused.options(bits))
+    log = compiler.log(fused.source(), *options, *fused.options(dtype))
     names = set(re.findall(r"__global__ void (\w+)\(", fused.source()))
     assert set(re.findall(r"Compiling entry function '(\w+)'", log)) == names
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
@@ -65,13 +66,15 @@ def test_kernels_compile_without_spills(architecture: int, bits: int, compiler: 
     assert "warning" not in log
 
 
-@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_of_all_steps_compile_without_spills(
-    architecture: int, bits: int, compiler: Compiler
+    architecture: int, dtype: str, compiler: Compiler
 ) -> None:
+    if dtype == "bfloat16" and architecture < BFLOAT16:
+        pytest.skip("multiplies no bfloat16")
     options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"
-    log = compiler.log(persistent.source(), *options, *fused.options(bits))
+    log = compiler.log(persistent.source(), *options, *fused.options(dtype))
     names = {
         f"{cell}_all_{part}"
         for cell in ("tanh", "relu", "lstm", "gru", "reset")
@@ -94,6 +97,6 @@ def test_any_locale_can_write_the_source(source: str) -> None:
 
 def test_a_mistake_is_seen(compiler: Compiler) -> None:
     with pytest.raises(CompileError, match='identifier "nothing" is undefined'):
-        compiler.log(fused.source().replace("step.c);", "nothing);"), *fused.options(32))
+        compiler.log(fused.source().replace("step.c);", "nothing);"), *fused.options("float32"))
     with pytest.raises(CompileError, match="could not open source file"):
-        compiler.log("#include <cmath>\n" + fused.source(), *fused.options(32))
+        compiler.log("#include <cmath>\n" + fused.source(), *fused.options("float32"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import elementwise_on_cpu
+import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it
 import numpy as np
 import pytest
 import standin
@@ -20,6 +21,8 @@ from rnn_xp.backend import InPlace, operations
 from rnn_xp.cells import CELLS, make_cell
 from rnn_xp.recurrence import Loop, Ragged
 
+LIMITS = {"float64": 1e-12, "float32": 2e-5, "float16": 2e-2, "bfloat16": 2e-1}
+"""How far from float64 the results may be."""
 RUN_HERE = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 HOST = operations(np)
 
@@ -91,6 +94,11 @@ class Case:
         return [y, again, *last, *ordered, dx, *first]
 
 
+def trusted(results: list[Any], name: str, dtype: str) -> list[Any]:
+    """Leave out gradients where relu's slope jumps: rounded so, many land on the other side."""
+    return results[:3] if (name, dtype) == ("rnn_relu", "bfloat16") else results
+
+
 def on_standin(dtype: str) -> Any:
     return lambda a: standin.Array(a.copy() if a.dtype == bool else a.astype(dtype))
 
@@ -114,10 +122,11 @@ def test_values_and_all_gradients_are_the_core_s(
     case, options = Case(name, *sizes), {"ragged": ragged, "reverse": reverse}
     expected = case.run(recurrence, HOST, np.copy, **options)
     engine = Cuda(fused.Fused(kernels))
-    for dtype, limit in (("float64", 1e-12), ("float32", 2e-5), ("float16", 2e-2)):
+    for dtype, limit in LIMITS.items():
         found = case.run(engine, InPlace(xp, 0), on_standin(dtype), **options)
         assert {a.dtype.name for a in found} == {dtype}
-        assert largest_error(found, expected) < limit, dtype
+        pairs = (trusted(each, name, dtype) for each in (found, expected))
+        assert largest_error(*pairs) < limit, dtype
     assert not xp.reads
 
 

@@ -6,6 +6,7 @@ asked for; everything on the device of the arrays.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from rnn_xp.models import Chain, token_chain
 from rnn_xp.training import Report, Settings, Trainer
 
 NUMPY = select("numpy")
+PERSISTENT = ("float16", "bfloat16", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def persistent_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("persistent")
     source = persistent.source()
     return cuda_on_cpu.kernels(
-        *(cuda_on_cpu.library(source, folder, bits=bits) for bits in (16, 32))
+        *(cuda_on_cpu.library(source, folder, dtype=dtype) for dtype in PERSISTENT)
     )
 
 
@@ -121,6 +123,36 @@ def test_a_training_step(layer: str, ragged: bool, optimizer: str, xp: Any) -> N
             assert isinstance(a, standin.Array)
             assert a.dtype == dtype
             np.testing.assert_allclose(a._host, b, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("xp", ["persistent", "kernels"], indirect=True)
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "reset before"])
+def test_a_layer_in_bfloat16(name: str, xp: Any) -> None:
+    layer, to, rng = LAYERS[name], backend(), np.random.default_rng(0)
+    host = layer.init(3, dtype="float64")
+    x, dy = (rng.standard_normal((5, 3, size)) for size in (6, layer.output_size))
+    params = moved(host, to, "bfloat16")
+    y, _, cache = layer.forward(params, to.asarray(x, "bfloat16"))
+    gradients, dx, _ = layer.backward(params, cache, to.asarray(dy, "bfloat16"))
+    assert xp.reads == []
+    y_host, _, cache = layer.forward(host, x)
+    exact, dx_host, _ = layer.backward(host, cache, dy)
+    pairs = [(y, y_host), (dx, dx_host), *((gradients[key], exact[key]) for key in exact)]
+    for found, expected in pairs:
+        assert found.dtype.name == "bfloat16"
+        numbers, size = found._host.astype(np.float64), np.abs(expected).max()
+        np.testing.assert_allclose(numbers, expected, rtol=0, atol=0.05 * size)
+
+
+def test_bfloat16_needs_another_package_and_a_newer_cupy(
+    xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(need_module("cupy"), "__version__", "13.6.0")
+    with pytest.raises(ValueError, match=r"bfloat16 needs CuPy 14 or later, here is 13\.6\.0"):
+        backend().dtype("bfloat16")
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ValueError, match="bfloat16 on CuPy needs ml_dtypes"):
+        backend().dtype("bfloat16")
 
 
 def trained(to: Backend, reports: list[Report], reads: Callable[[], int]) -> tuple[Any, list[int]]:

@@ -199,10 +199,10 @@ def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
 def test_a_wrong_kernel_fails(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def compiled(bits: int) -> Any:
+    def compiled(dtype: str) -> Any:
         def named(name: str) -> Any:
             def launched(grid: Any, block: Any, args: Any) -> None:
-                cupy(bits)(name)(grid, block, args)
+                cupy(dtype)(name)(grid, block, args)
                 if name == "gru_forward":
                     y = args[-1]._host
                     y[args[1], ...] *= 1.01

@@ -239,6 +239,12 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
 }
 
 inline float from_half(unsigned short bits) {
+#ifdef BRAIN
+  const uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+#endif
   _Float16 half;
   memcpy(&half, &bits, 2);
   return (float)half;

@@ -1,7 +1,8 @@
 // What stands between two products of a step, each cell's in one kernel: see fused.py.
 //
 // NVRTC compiles this at run time, so no file is included: fused.py puts the texts of numbers.h and
-// kernels/gates.h where their names stand. BITS is the size of the arrays' numbers: 16, 32 or 64.
+// kernels/gates.h where their names stand. BITS is the size of the arrays' numbers: 16, 32 or 64;
+// those of 16 bits are bfloat16 where BRAIN is defined.
 // Rows are sequences: a state is (B, H), the gates of a step (B, G, H). The grid is (B, parts of H),
 // one thread for each hidden unit of each sequence.
 

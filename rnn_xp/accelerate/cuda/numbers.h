@@ -1,4 +1,5 @@
-// The numbers of the arrays, of BITS bits, and those that are computed with.
+// The numbers of the arrays, of BITS bits, and those that are computed with. Of 16 bits they are
+// float16 or, where BRAIN is defined, bfloat16: the upper half of a float32.
 
 #if BITS == 64
 typedef double stored;
@@ -7,11 +8,30 @@ typedef double number;
 typedef float stored;
 typedef float number;
 #else
-typedef unsigned short stored;  // float16; what is computed with it is float32
+typedef unsigned short stored;
 typedef float number;
 #endif
 
-#if BITS == 16
+#ifdef BRAIN
+union Whole {
+  unsigned bits;
+  number value;
+};
+
+__device__ __forceinline__ number load(const stored* a) {
+  Whole whole;
+  whole.bits = (unsigned)*a << 16;
+  return whole.value;
+}
+
+// To the nearest, and of two to the even one; NaN stays NaN.
+__device__ __forceinline__ void store(stored* a, number value) {
+  Whole whole;
+  whole.value = value;
+  const unsigned even = whole.bits >> 16 & 1;
+  *a = (stored)(value != value ? 0x7fff : (whole.bits + 0x7fff + even) >> 16);
+}
+#elif BITS == 16
 __device__ __forceinline__ number load(const stored* a) {
   number value;
 #ifdef __CUDACC__

@@ -5,7 +5,7 @@
 // their recurrent weights stay in shared memory. A step is, for each tile of the batch: the tile's
 // states into shared memory, the product, the gates; then a barrier of the whole grid, so that all
 // blocks have to be resident: a cooperative launch. BITS is the size of the arrays' numbers, 16 or
-// 32.
+// 32; those of 16 bits are bfloat16 where BRAIN is defined, and multiplied from sm_80 on.
 // A state is (B, H), the gates of a step (B, G, H), as in fused.cu.
 
 #ifdef __CUDACC__
@@ -19,20 +19,25 @@ __device__ __forceinline__ unsigned arrived(const unsigned* counter) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
   return count;
 }
+#ifdef BRAIN
+#define HALVES "bf16.bf16"
+#else
+#define HALVES "f16.f16"
+#endif
 // sum (16, 8) += a (16, 16) b (16, 8), by a warp. A thread holds pairs of neighbours: of a those
 // from column 2 (lane % 4) on, in the rows lane / 4 and 8 further, and then those 8 columns further;
 // of b those from row 2 (lane % 4) on and 8 further, in column lane / 4; of the sum as of a.
 __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a)[4],
                                              const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." HALVES ".f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
 #pragma unroll
   for (int k = 0; k < 2; k++)
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+    asm("mma.sync.aligned.m16n8k8.row.col.f32." HALVES ".f32 "
         "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[2 * k]), "r"(a[2 * k + 1]), "r"(b[k]));

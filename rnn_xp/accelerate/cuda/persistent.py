@@ -1,8 +1,8 @@
 """CuPy: all steps of a run in one kernel, forward and backward (`persistent.cu`).
 
 The recurrent weights stay in shared memory, and the blocks meet once a step; the input product and
-the gradients of the weights and of x are products outside, as in `fused`. float32, and float16 on
-tensor cores, which add in float32. Never run on a GPU yet.
+the gradients of the weights and of x are products outside, as in `fused`. float32; float16 and
+bfloat16 on tensor cores, which add in float32. Never run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from typing import Any
 
 from rnn_xp.accelerate.cuda import fused
 from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernels, Made
-from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Work, cost, cost_without, plans
+from rnn_xp.accelerate.cuda.plan import (
+    BFLOAT16,
+    THREADS,
+    Limits,
+    Work,
+    cost,
+    cost_without,
+    plans,
+)
 from rnn_xp.backend import Array
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
@@ -43,7 +51,7 @@ class Persistent(Fused):
 
     rows = 2
 
-    def __init__(self, kernels: Callable[[int], Kernels], limits: Callable[[], Limits]) -> None:
+    def __init__(self, kernels: Callable[[str], Kernels], limits: Callable[[], Limits]) -> None:
         super().__init__(kernels)
         self.limits = limits
 
@@ -64,15 +72,17 @@ class Persistent(Fused):
 
     def takes(self, cell: Cell, dtype: Any) -> bool:
         """Tell whether there are kernels for this cell and dtype."""
-        return type(cell) in _CELLS and dtype.char in "ef"
+        return type(cell) in _CELLS and dtype.char in "eEf"
 
     def costs(self, cell: Cell, dtype: Any, batch: int) -> tuple[float, float]:
         """Return the µs of a step of so many sequences on the current device: here, and without.
 
         Infinite here where it does not fit.
         """
-        given = (_work(cell, dtype), cell.hidden_size, max(batch, 1), self.limits())
-        return cost(*given) if batch else inf, cost_without(*given)
+        limits = self.limits()
+        given = (_work(cell, dtype), cell.hidden_size, max(batch, 1), limits)
+        runs = batch and (dtype.char != "E" or limits.capability >= BFLOAT16)
+        return cost(*given) if runs else inf, cost_without(*given)
 
     def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
         """Run all steps; return the row of the last state."""
@@ -155,18 +165,18 @@ def _limits(device: int) -> Limits:
     )
 
 
-def compiled(bits: int) -> Kernels:
+def compiled(dtype: str) -> Kernels:
     """Return the kernels of the current device; they are compiled at their first use."""
     import cupy
 
-    return _compiled(cupy.cuda.Device().id, bits)
+    return _compiled(cupy.cuda.Device().id, dtype)
 
 
 @cache
-def _compiled(device: int, bits: int) -> Kernels:
+def _compiled(device: int, dtype: str) -> Kernels:
     import cupy
 
-    options = fused.options(bits)
+    options = fused.options(dtype)
     module = cupy.RawModule(code=source(), options=options, enable_cooperative_groups=True)
 
     def named(name: str) -> Any:

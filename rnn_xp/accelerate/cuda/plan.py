@@ -24,6 +24,10 @@ CAPABILITY = {16: 75, 32: 70}
 """The least for numbers of so many bits: their products, and how the blocks meet."""
 
 
+BFLOAT16 = 80
+"""The same for products of bfloat16."""
+
+
 class Limits(NamedTuple):
     """What a device has."""
 

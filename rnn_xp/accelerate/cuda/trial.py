@@ -17,7 +17,7 @@ from rnn_xp.backend import Array, Operations, to_floats
 from rnn_xp.cells.base import Cell
 from rnn_xp.recurrence import Loop, Ragged
 
-MOST = {"float16": 2e-2, "float32": 1e-4}
+MOST = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4}
 """The largest error that counts as rounding, relative to the largest element of its array."""
 _STEPS, _BATCH, _INPUTS, _HIDDEN = 12, 5, 3, 70
 _FEW = 8
