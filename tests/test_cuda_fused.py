@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import elementwise_on_cpu
-import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it
 import numpy as np
 import pytest
 import standin
@@ -34,6 +33,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def xp() -> Any:
+    need_module("ml_dtypes")  # NumPy knows bfloat16 by it
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
     return standin.xp
 

@@ -64,6 +64,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Fused:
 
 @pytest.fixture
 def xp() -> Any:
+    need_module("ml_dtypes")  # NumPy knows bfloat16 by it
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
     return standin.xp
 

@@ -52,6 +52,7 @@ def xp(
     persistent_kernels: Any,
 ) -> Any:
     """The stand-in, with all kernels, with those of a step, and with the core alone."""
+    need_module("ml_dtypes")
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
     if request.param == "core":
         monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
@@ -250,6 +251,7 @@ PLANTED: dict[str, Callable[[Any, Any], Any]] = {
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_what_cupy_would_refuse_is_refused(fault: str) -> None:
+    need_module("ml_dtypes")
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
     with pytest.raises((AssertionError, TypeError, ValueError)):
         PLANTED[fault](standin.xp, standin.Array(np.ones(4)))
@@ -268,6 +270,7 @@ READS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("read", READS)
 def test_a_copy_to_the_host_is_seen(read: str) -> None:
+    need_module("ml_dtypes")
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
     READS[read](standin.Array(np.ones(4)))
     assert standin.xp.reads == [read]
