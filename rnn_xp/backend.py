@@ -422,6 +422,10 @@ def _cupy_bfloat16() -> Any:
     version = importlib.import_module("cupy").__version__
     if int(version.partition(".")[0]) < 14:
         raise ValueError(f"dtype bfloat16 needs CuPy 14 or later, here is {version}")
+    if tuple(map(int, np.__version__.split(".")[:2])) < (2, 2):
+        raise ValueError(
+            f"dtype bfloat16 on CuPy needs NumPy 2.2 or later, here is {np.__version__}"
+        )
     return found
 
 

@@ -268,7 +268,9 @@ def zero_columns(ops: Operations, valid: Array, a: Array) -> Array:
 
 def _zero(ops: Operations, valid: Array, a: Array) -> Array:
     zero = ops.xp.zeros((), dtype=a.dtype, device=device_of(a))
-    return ops.xp.where(valid, a, zero)
+    made = ops.xp.where(valid, a, zero)
+    # CuPy's `where` makes float32 of bfloat16.
+    return made if made.dtype == a.dtype else ops.xp.astype(made, a.dtype)
 
 
 def _spans(ops: Operations, steps: int, batch: int, reverse: bool) -> Iterator[tuple[int, int]]:

@@ -251,6 +251,8 @@ class Function:
         if device is not None and not isinstance(device, Device):
             raise NotInCuPy(f"{name}: device={device!r}")
         made = self._ours(*unwrapped(args), **unwrapped(kwargs))
+        if name == "where" and made.dtype.char == "E":
+            made = made.astype(np.float32)  # as CuPy does with bfloat16
         if name == "empty" and made.dtype.kind == "f":
             made.fill(np.nan)  # what is read before it is written shows
         if not isinstance(made, np.ndarray | np.generic | tuple | list | None):

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import local
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -230,7 +232,7 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
     assert chosen("lstm_peephole", 64, 1, "float32", H100) is recurrence
 
 
-class Streams:
+class Places:
     """As `two_streams`, without one: counts who goes in, in which order."""
 
     def __init__(self) -> None:
@@ -254,7 +256,7 @@ def test_two_directions_at_once(
     name: str, ragged: bool, libraries: tuple[Path, ...], xp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "passes", lambda *_: True)
-    streams = Streams()
+    streams = Places()
     whole = Persistent(cuda_on_cpu.kernels(*libraries), lambda: H100)
     engine = Cuda(FUSED, whole, streams)
     case, how = Case(name, 3, 4, 70, ways=2), {"ragged": ragged, "reverse": False}
@@ -268,68 +270,107 @@ def test_when_two_directions_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(trial, "passes", lambda *_: True)
 
     def chosen(name: str, hidden: int, batch: int) -> Any:
-        engine = Cuda(FUSED, Persistent(no_kernels, lambda: H100), Streams())
+        engine = Cuda(FUSED, Persistent(no_kernels, lambda: H100), Places())
         cell, ops = make_cell(name, hidden), InPlace(xp, 0)
         return engine.able(cell, np.dtype("float32"), batch, ops, 2)[-1]
 
     for name in GATES:
         both = chosen(name, 256, 4)
         assert both.each.limits() == H100._replace(multiprocessors=66)
-        assert isinstance(both.places, Streams)
+        assert isinstance(both.places, Places)
     assert chosen("lstm", 1200, 1).each.limits() == H100  # its weights fill the whole device
     assert chosen("lstm", 1200, 1).places is one_by_one
     assert chosen("lstm", 512, 1024).each is FUSED
 
 
-def test_the_other_stream_begins_and_ends_with_the_current_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said = []
+class FakeStream:
+    """As `cupy.cuda.Stream`; says what it is told."""
 
-    class Stream:
-        def __init__(self, name: str = "other", non_blocking: bool = False) -> None:
-            self.name = name
-            assert name == "current" or non_blocking
+    current: FakeStream
+    said: list[str]
 
-        def record(self) -> str:
-            said.append(f"{self.name} records")
-            return self.name
+    def __init__(self, *, non_blocking: bool) -> None:
+        assert non_blocking  # it would wait for the null stream
+        self.ptr = id(self)
+        self.name = "other"
 
-        def wait_event(self, event: str) -> None:
-            said.append(f"{self.name} waits for {event}")
+    def record(self) -> str:
+        self.said.append(f"{self.name} records")
+        return self.name
 
-        def __enter__(self) -> None:
-            said.append(f"on {self.name}")
+    def wait_event(self, event: str) -> None:
+        self.said.append(f"{self.name} waits for {event}")
 
-        def __exit__(self, *_: object) -> None:
-            pass
+    def use(self) -> FakeStream:
+        self.said.append(f"on {self.name}")
+        FakeStream.current = self
+        return self
 
-    current = Stream("current")
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> type[FakeStream]:
+    def device(index: int = 0) -> Any:
+        return standin.Device(index)
+
     cuda = SimpleNamespace(
-        Device=lambda index=0: standin.Device(index),
-        Stream=Stream,
-        get_current_stream=lambda: current,
+        Device=device, Stream=FakeStream, get_current_stream=lambda: FakeStream.current
     )
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(cuda_engine, "_other_stream", cuda_engine._other_stream.__wrapped__)
+    monkeypatch.setattr(cuda_engine, "_others", local())
+    FakeStream.said = []
+    FakeStream.current = FakeStream(non_blocking=True)
+    FakeStream.current.name = "first"
+    return FakeStream
+
+
+def test_the_other_stream_begins_and_ends_with_the_current_one(streams: Any) -> None:
+    current = streams.current
 
     def fail() -> None:
         with cuda_engine.two_streams() as (first, second):
             with first:
-                said.append("the first's work")
+                streams.said.append("work")
             with second:
+                assert streams.current.name == "other"
                 raise ValueError("in between")
 
     with pytest.raises(ValueError, match="in between"):
         fail()
-    assert said == [
-        "current records",
-        "other waits for current",
-        "the first's work",
+    assert streams.current is current
+    assert streams.said == [
+        "first records",
+        "other waits for first",
+        "work",
         "on other",
+        "on first",
         "other records",
-        "current waits for other",
+        "first waits for other",
     ]
+
+
+def test_each_stream_and_each_thread_has_another_one(streams: Any) -> None:
+    def other() -> Any:
+        with cuda_engine.two_streams() as (_, second), second:
+            return streams.current
+
+    first, one = streams.current, other()
+    assert other() is one
+    two = streams(non_blocking=True).use()
+    found = {one, other()}
+    first.use()
+    with ThreadPoolExecutor(1) as pool:
+        found.add(pool.submit(other).result())
+    assert len(found) == 3
+    assert not found & {first, two}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", GATES)
+def test_the_trial_passes(
+    name: str, dtype: str, libraries: tuple[Path, ...], steps: Fused, xp: Any
+) -> None:
+    whole = Persistent(cuda_on_cpu.kernels(*libraries), lambda: Limits(20, 60000, True))
+    assert trial.passes(whole, steps, make_cell(name, 5), np.dtype(dtype), InPlace(xp, 0))
 
 
 def test_the_engine_runs_what_it_chose(libraries: tuple[Path, ...], steps: Fused, xp: Any) -> None:

@@ -127,16 +127,17 @@ def test_a_training_step(layer: str, ragged: bool, optimizer: str, xp: Any) -> N
 
 
 @pytest.mark.parametrize("xp", ["persistent", "kernels"], indirect=True)
+@pytest.mark.parametrize("lengths", [None, (5, 2, 4)])
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "reset before"])
-def test_a_layer_in_bfloat16(name: str, xp: Any) -> None:
+def test_a_layer_in_bfloat16(name: str, lengths: tuple[int, ...] | None, xp: Any) -> None:
     layer, to, rng = LAYERS[name], backend(), np.random.default_rng(0)
     host = layer.init(3, dtype="float64")
     x, dy = (rng.standard_normal((5, 3, size)) for size in (6, layer.output_size))
     params = moved(host, to, "bfloat16")
-    y, _, cache = layer.forward(params, to.asarray(x, "bfloat16"))
+    y, _, cache = layer.forward(params, to.asarray(x, "bfloat16"), lengths=lengths)
     gradients, dx, _ = layer.backward(params, cache, to.asarray(dy, "bfloat16"))
     assert xp.reads == []
-    y_host, _, cache = layer.forward(host, x)
+    y_host, _, cache = layer.forward(host, x, lengths=lengths)
     exact, dx_host, _ = layer.backward(host, cache, dy)
     pairs = [(y, y_host), (dx, dx_host), *((gradients[key], exact[key]) for key in exact)]
     for found, expected in pairs:
@@ -148,6 +149,11 @@ def test_a_layer_in_bfloat16(name: str, xp: Any) -> None:
 def test_bfloat16_needs_another_package_and_a_newer_cupy(
     xp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(np, "__version__", "2.1.3")
+    with pytest.raises(
+        ValueError, match=r"bfloat16 on CuPy needs NumPy 2\.2 or later, here is 2\.1"
+    ):
+        backend().dtype("bfloat16")
     monkeypatch.setattr(need_module("cupy"), "__version__", "13.6.0")
     with pytest.raises(ValueError, match=r"bfloat16 needs CuPy 14 or later, here is 13\.6\.0"):
         backend().dtype("bfloat16")

@@ -417,8 +417,11 @@ def test_the_kernels_check_sizes() -> None:
         out = np.ones((len(wrong), 1, 3), dtype=np.float32)
         with pytest.raises(ValueError, match="strides of an array are not those that were said"):
             forward(wrong, distance, out)
-    for d, ways in ((-1, 1), (1, 1), (0, 0)):
-        with pytest.raises(ValueError, match="a direction that there is not"):
+    for large in ((1, 1, 2, 2**62), (2**40, 2**30, 2, 3), (1, 1, 2**61, 3)):
+        with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
+            kernels.sizes((*shape[:3], *large))
+    for d, ways in ((-1, 1), (1, 1), (0, 0), (0, 3), (2**40, 2**62)):
+        with pytest.raises(ValueError, match="a direction must be 0 of 1, or 0 or 1 of 2"):
             forward(x, 2, d=d, ways=ways)
     with pytest.raises(ValueError, match="has 12 bytes, expected at least 24"):
         forward(x, 2, ways=2)

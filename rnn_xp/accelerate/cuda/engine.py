@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from threading import local
 from typing import Any, NamedTuple
 
 from rnn_xp.accelerate import CORE, Engine, OneByOne, one_by_one
@@ -46,27 +47,49 @@ class Kept(NamedTuple):
 
 @contextmanager
 def two_streams() -> Iterator[tuple[Any, Any]]:
-    """Yield contexts for work that runs at once: the current stream's, and another one's.
+    """Yield contexts for work that runs at once: on the current stream, and on another one.
 
     The other stream begins where the current one stands, and the current one goes on where the
     other one ends, so that memory passes between them in order.
     """
     import cupy
 
-    current, other = cupy.cuda.get_current_stream(), _other_stream(cupy.cuda.Device().id)
+    current = cupy.cuda.get_current_stream()
+    other = _other_stream(cupy.cuda.Device().id, current)
     other.wait_event(current.record())
     try:
-        yield nullcontext(), other
+        yield nullcontext(), _using(other, current)
     finally:
         current.wait_event(other.record())
 
 
-@cache
-def _other_stream(device: int) -> Any:
+@contextmanager
+def _using(stream: Any, before: Any) -> Iterator[None]:
+    """Make a stream the current one; not by `with`, which forgets one that `use()` made so."""
+    stream.use()
+    try:
+        yield
+    finally:
+        before.use()
+
+
+_others = local()
+
+
+def _other_stream(device: int, current: Any) -> Any:
+    """Return the stream beside the current one: of this thread, and of that stream alone.
+
+    CuPy gives a stream's freed memory to its next work, which waits for no stream but the one that
+    it is beside.
+    """
     import cupy
 
-    with cupy.cuda.Device(device):
-        return cupy.cuda.Stream(non_blocking=True)
+    found: dict[str, tuple[Any, Any]] = _others.__dict__
+    key = f"{device} {current.ptr}"
+    if key not in found:
+        # With `current`, so that no later stream has its number.
+        found[key] = current, cupy.cuda.Stream(non_blocking=True)
+    return found[key][1]
 
 
 class Cuda:

@@ -145,9 +145,12 @@ const Kernels* begin(Arguments& in, Call& call) {
   in.integers({&which, &cell, &itemsize, &call.T, &call.B, &call.I, &call.H});
   call.cell = (int)cell;
   call.is_double = itemsize == 8;
+  // No product of sizes may overflow: those of the arrays, padded, and of the packed weights.
+  const double T = (double)call.T + 1, B = (double)call.B, I = (double)call.I + 64;
+  const double H = (double)call.H + 64, most = 1e15;
   const bool good = which >= 0 && which < kernel_count && cell >= 0 && cell < CELL_KINDS &&
                     (itemsize == 4 || itemsize == 8) && call.T > 0 && call.B > 0 && call.I > 0 &&
-                    call.H > 0;
+                    call.H > 0 && T * B * (I + H) < most && H * (I + H) < most;
   if (good && runs_here(all_kernels[which])) return all_kernels[which];
   if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "unknown kernels, cell or sizes");
   return nullptr;
@@ -157,7 +160,7 @@ const Kernels* begin(Arguments& in, Call& call) {
 // states.
 struct Direction {
   explicit Direction(Arguments& in) : at(in.integer()), count(in.integer()) {
-    if (at < 0 || at >= count) in.refuse("a direction that there is not");
+    if (at < 0 || at >= count || count > 2) in.refuse("a direction must be 0 of 1, or 0 or 1 of 2");
   }
   int64_t at, count;
 };
