@@ -44,6 +44,7 @@ BY_WORK, BY_BATCH, BY_UNITS = range(3)
 _CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 # The kernels' numbers of the cells, by the cells' types.
 _NUMBERS: dict[Any, int] = {CELLS[name]: number for number, name in enumerate(_CELLS)}
+_empty, _byte = np.empty, np.dtype(np.uint8)
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -88,7 +89,7 @@ class Native:
         shape = (self._number, number, item, 1, 1, first.shape[1], cell.hidden_size)
         size, packed = _kernels.sizes(shape)[0], []
         for own in weights:
-            room = np.empty(size, np.uint8)
+            room = _empty(size, _byte)
             _kernels.pack(shape, self.threads, *map(_whole, map(own.get, _WEIGHTS)), room)
             packed.append(room)
         return packed, self._number, number, item
@@ -105,19 +106,23 @@ class Native:
         """Run every direction over x; see `Engine`."""
         cell, _, ragged, _ = loops[0]
         packed, kernels, number, item = w
-        x, distance = _rows(x)
         (steps, batch, inputs), dtype = x.shape, x.dtype
+        distance = inputs
+        if not x.flags.c_contiguous:
+            x, distance = _rows(x)
         hidden, ways = cell.hidden_size, len(loops)
         shape = (kernels, number, item, steps, batch, inputs, hidden)
-        y = np.empty((steps, batch, ways * hidden), dtype)
-        h = np.empty((ways, batch, hidden), dtype)
-        c = None if len(state) == 1 else np.empty((ways, batch, hidden), dtype)
+        y = _empty((steps, batch, ways * hidden), dtype)
+        states = (ways, batch, hidden)
+        h, c = _empty(states, dtype), None
+        if len(state) == 2:
+            c = _empty(states, dtype)
         # A copy: the caller may change his before the backward run.
         lengths = None if ragged is None else np.array(ragged.lengths, np.int64)
         room, memory = None, []
         for d, loop in enumerate(loops):
             if keep:
-                room = np.empty(_kernels.sizes(shape)[1], np.uint8)
+                room = _empty(_kernels.sizes(shape)[1], _byte)
                 memory.append(room)
             _kernels.forward(
                 shape,
@@ -150,14 +155,18 @@ class Native:
     ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
         """Run every direction backward through time; see `Engine`."""
         x, x_distance, lengths, shape, memory = kept
-        dy, distance = _rows(dy)
+        distance = dy.shape[2]
+        if not dy.flags.c_contiguous:
+            dy, distance = _rows(dy)
         dtype, batch, hidden, ways = x.dtype, shape[4], shape[6], len(loops)
-        dh = np.empty((ways, batch, hidden), dtype)
-        dc = None if len(dstate) == 1 else np.empty((ways, batch, hidden), dtype)
+        states = (ways, batch, hidden)
+        dh, dc = _empty(states, dtype), None
+        if len(dstate) == 2:
+            dc = _empty(states, dtype)
         gradients, dx = [], None
         for d, own in enumerate(weights):
-            made = {name: np.empty(a.shape, dtype) for name, a in own.items()}
-            part = np.empty(x.shape, dtype)
+            made = {name: _empty(a.shape, dtype) for name, a in own.items()}
+            part = _empty(x.shape, dtype)
             _kernels.backward(
                 shape,
                 self.threads,
@@ -217,8 +226,6 @@ def _rows(a: Array) -> tuple[Array, int]:
     That is `a` itself where its rows lie so, such as one direction's half of (T, B, 2 K).
     """
     steps, batch, size = a.shape
-    if a.flags.c_contiguous:
-        return a, size
     distance = a.strides[1] if batch > 1 else a.strides[0] if steps > 1 else size * a.itemsize
     even = steps == 1 or a.strides[0] == batch * distance
     within = size == 1 or a.strides[2] == a.itemsize

@@ -37,7 +37,6 @@ from rnn_xp.layers.checks import (
     check_params,
     check_rate,
     check_same_kind,
-    fits,
     use_once,
 )
 from rnn_xp.random import Seed, dropout_mask, generator, spawn
@@ -439,13 +438,15 @@ class Recurrent:
                 f"{name} must be a pair ({', '.join(self.cell.state)}), got {type(state).__name__}"
             )
         parts: list[Array | None] = []
+        dtype = like.dtype if type(like) is np.ndarray else None
         for k, part in enumerate(state):
-            if part is None and name == "dstate":
-                parts.append(None)
-                continue
             size = sizes[k]
             expected = (self._runs, batch, size) if batched else (self._runs, size)
-            if not fits(part, expected, like):
+            # Of NumPy arrays it is told at once that all is well: a step in a stream is that short.
+            if type(part) is not np.ndarray or part.dtype != dtype or part.shape != expected:
+                if part is None and name == "dstate":
+                    parts.append(None)
+                    continue
                 full = self.cell.state[k]
                 full = full if name == "state" else f"d{full} in dstate"
                 check_given(full, part, expected, like)
@@ -461,7 +462,7 @@ class Recurrent:
     def _state_out(self, xp: Namespace, states: Sequence[Sequence[Array]], batched: bool) -> State:
         """Join the states of the levels to (L*D, B, H) for each part."""
         parts = states[0]
-        if len(states) > 1:
+        if self.num_layers > 1:
             parts = [xp.concat(each, axis=0) for each in zip(*states, strict=True)]
         if not batched:
             parts = [part[:, 0, :] for part in parts]
