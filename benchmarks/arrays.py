@@ -28,8 +28,8 @@ import numpy as np  # noqa: E402
 import plain_torch  # noqa: E402
 import torch  # noqa: E402
 
-from rnn_xp import GRU, LSTM, RNN, recurrence  # noqa: E402
-from rnn_xp.accelerate import native  # noqa: E402
+from rnn_xp import GRU, LSTM, RNN  # noqa: E402
+from rnn_xp.accelerate import CORE, native  # noqa: E402
 from rnn_xp.layers import recurrent  # noqa: E402
 
 LAYERS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
@@ -43,7 +43,7 @@ Calls = dict[str, Callable[[], Any]]
 def only_the_core() -> Iterator[None]:
     """Let the layers run the core on every library."""
     chosen = recurrent.engine
-    recurrent.engine = lambda *_: recurrence
+    recurrent.engine = lambda *_: CORE
     try:
         yield
     finally:
