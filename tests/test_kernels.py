@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -191,8 +191,7 @@ def test_more_rows_than_a_chunk(name: str, kind: str, directions: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_bits_for_any_number_of_threads(name: str, kind: str, dtype: str) -> None:
-    case = Case(kind, steps=40, batch=21, inputs=30, hidden=150, dtype=dtype, ragged=True)
-    case = replace(case, directions="fb")
+    case = Case(kind, 40, 21, 30, 150, dtype, directions="fb", ragged=True)
     alone = results(case, native.Native(name, 1))
     for threads in (2, 3, 5):
         for split in (native.BY_WORK, native.BY_BATCH, native.BY_UNITS):

@@ -106,6 +106,10 @@ class Engine(Protocol):
         """
 
 
+Places = Callable[[], AbstractContextManager[tuple[Any, Any]]]
+"""Returns a context, of whose two contexts each direction enters one."""
+
+
 @contextmanager
 def one_by_one() -> Iterator[tuple[Any, Any]]:
     """Yield the places of two directions that run one after the other."""
@@ -119,12 +123,11 @@ class OneByOne:
     Parameters
     ----------
     each : Recurrence
-    places : function
-        Returns a context, of whose two contexts each direction enters one.
+    places : Places
     """
 
     each: Recurrence
-    places: Callable[[], AbstractContextManager[tuple[Any, Any]]] = one_by_one
+    places: Places = one_by_one
 
     def fold(self, cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> list[Any]:
         """Arrange the weights of each direction."""

@@ -16,13 +16,13 @@ CuPy computes on its current device; a run enters that of its arrays first.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from threading import local
 from typing import Any, NamedTuple
 
-from rnn_xp.accelerate import CORE, Engine, OneByOne, one_by_one
+from rnn_xp.accelerate import CORE, Engine, OneByOne, Places, one_by_one
 from rnn_xp.accelerate.cuda import fused, persistent, trial
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
@@ -107,7 +107,7 @@ class Cuda:
         self,
         fused: Fused,
         persistent: Persistent | None = None,
-        streams: Callable[[], AbstractContextManager[tuple[Any, Any]]] = one_by_one,
+        streams: Places = one_by_one,
     ) -> None:
         self._fused, self._persistent, self._streams = fused, persistent, streams
         self._tried: dict[tuple[Any, ...], bool] = {}
@@ -123,11 +123,12 @@ class Cuda:
         if whole is None or not whole.takes(cell, dtype):
             return found
         one, without = whole.costs(cell, dtype, batch)
-        two, _ = whole.half.costs(cell, dtype, batch)
         if one < without and self._trusts(whole, cell, dtype, ops):
             found.append(OneByOne(whole))
-        if ways == 2 and two < 2 * min(one, without) and self._trusts(whole, cell, dtype, ops):
-            found.append(OneByOne(whole.half, self._streams))
+        if ways == 2:
+            two, _ = whole.half.costs(cell, dtype, batch)
+            if two < 2 * min(one, without) and self._trusts(whole, cell, dtype, ops):
+                found.append(OneByOne(whole.half, self._streams))
         return found
 
     def _trusts(self, whole: Persistent, cell: Cell, dtype: Any, ops: Operations) -> bool:
