@@ -16,8 +16,14 @@ from rnn_xp.bench import machine
 from rnn_xp.bench.peers import LIBRARIES
 from rnn_xp.files import read_npz
 
-# The first two would slow NumPy down; the others are set below.
-_NOT_INHERITED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "RNN_XP_ACCELERATE")
+# The first two would slow NumPy down. The last would have a library from a working copy compiled at
+# every import, as an installed one is not.
+_NOT_INHERITED = (
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "RNN_XP_ACCELERATE",
+    "PYTHONDONTWRITEBYTECODE",
+)
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RNN_XP_NUM_THREADS")
 
 
