@@ -15,10 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from rnn_xp import recurrence
-from rnn_xp.accelerate import native
+from rnn_xp.accelerate import heap, native
 from rnn_xp.backend import Array, Namespace, Operations, array_namespace
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
+
+heap.widen()
 
 
 class Recurrence(Protocol):
