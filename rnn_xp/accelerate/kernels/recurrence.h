@@ -92,8 +92,9 @@ template <class T>
 struct Recurrence {
   typedef Vector<T> V;
   static constexpr int L = LANES<T>;
-  static constexpr long CHUNK_ROWS = 512;          // of a backward chunk
-  static constexpr long CHUNK_BYTES = 512 * 1024;  // of `gates`, in a forward chunk
+  static constexpr long CHUNK_ROWS = 512;
+  static constexpr long CHUNK_BYTES = 512 * 1024;     // of `gates`, in a forward chunk
+  static constexpr long CHUNK_NUMBERS = 2304 * 1024;  // in `Backward`, of a chunk
 
   const Cell<T>& cell;
   const Call& a;
@@ -281,8 +282,9 @@ struct Recurrence {
     return least(steps, most(1, least(rows, CHUNK_ROWS) / B));
   }
   long backward_steps() const {  // nearly the same for every chunk
-    const long chunks = upward(steps, most(1, CHUNK_ROWS / B));
-    return upward(steps, chunks);
+    const long row = padded * (cell.da + cell.da_hh + most(cell.da, cell.da_hh) + 1) + inputs * L;
+    const long rows = least(CHUNK_ROWS, CHUNK_NUMBERS / row);
+    return upward(steps, upward(steps, most(1, rows / B)));
   }
 
   long packed_bytes() const { return packed().bytes; }
