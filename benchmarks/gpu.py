@@ -42,6 +42,7 @@ LONG = (
     *((1024, batch, 512, 512) for batch in (1, 4, 16, 64, 256)),
     *((1024, 16, size, size) for size in (768, 1024, 2048)),
 )
+DEEP = tuple((1024, 16, size, size) for size in (256, 512))
 TASKS = ("inference", "training")
 DTYPES = ("float32", "float16")
 TOLERANCE = {"float32": 2e-4, "float16": 3e-2}
@@ -73,7 +74,7 @@ class Contestant(NamedTuple):
 
 
 def plan(dtypes: Sequence[str], cells: Sequence[str]) -> list[Case]:
-    """Return all rows: the grid, longer and larger ones, a ragged batch, two directions."""
+    """Return all rows: the grid, longer and larger ones, a ragged batch, levels, two directions."""
     common = (100, 32, 256, 256)
     found = []
     for dtype in dtypes:
@@ -82,6 +83,11 @@ def plan(dtypes: Sequence[str], cells: Sequence[str]) -> list[Case]:
                 found += [Case("grid", task, cell, shape, dtype) for shape in GRID]
                 found += [Case("long", task, cell, shape, dtype) for shape in LONG]
                 found.append(Case("ragged", task, cell, common, dtype, ragged=True))
+                for levels in (2, 4):
+                    found += [
+                        Case(f"{levels} levels", task, cell, shape, dtype, layers=levels)
+                        for shape in DEEP
+                    ]
                 two = {"layers": 2, "bidirectional": True}
                 found.append(Case("bidirectional", task, cell, common, dtype, **two))  # type: ignore[arg-type]
     return found

@@ -1,4 +1,4 @@
-"""The loops of `plain`, in PyTorch: what a reader of a textbook writes first, without autograd.
+"""The loops in PyTorch that a reader of a textbook writes first, without autograd.
 
 Forward and backward through time, tensors (T, B, ·), PyTorch's own sigmoid, new tensors
 everywhere. The benchmark of other libraries' arrays measures the core on tensors against them.

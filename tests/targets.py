@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -120,6 +125,21 @@ def need_module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         _lacks(name, str(error), peer=True)
+
+
+@contextmanager
+def benchmark_script(name: str) -> Iterator[Any]:
+    """Yield a script of `benchmarks/` as a module, as if it were run from its folder."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        patch.setitem(sys.modules, name, module)  # dataclasses ask for it
+        spec.loader.exec_module(module)
+        yield module
 
 
 def _lacks(library: str, reason: str, *, peer: bool) -> NoReturn:

@@ -228,10 +228,10 @@ def test_planted_faults_are_caught(fault: str, xp: Any, tmp_path: Path) -> None:
 def test_what_has_no_kernel_is_left_to_the_core(xp: Any, kernels: Any) -> None:
     engine, dtype = Cuda(fused.Fused(kernels)), np.dtype("float32")
     for name in CELLS:
-        chosen = engine.able(make_cell(name, 5), dtype, 2, HOST)[-1]
+        chosen = engine.able(make_cell(name, 5), dtype, (4, 2), HOST)[-1]
         assert (chosen == CORE) == (name not in RUN_HERE)
-    assert engine.able(make_cell("lstm", 5, 2), dtype, 2, HOST)[-1] == CORE
-    assert engine.able(make_cell("lstm", 5), np.dtype("complex64"), 2, HOST)[-1] == CORE
+    assert engine.able(make_cell("lstm", 5, 2), dtype, (4, 2), HOST)[-1] == CORE
+    assert engine.able(make_cell("lstm", 5), np.dtype("complex64"), (4, 2), HOST)[-1] == CORE
     case, options = Case("lstm_peephole", 3, 2, 5), {"ragged": True, "reverse": False}
     found = case.run(engine, InPlace(xp, 0), on_standin("float64"), **options)
     expected = case.run(recurrence, HOST, np.copy, **options)

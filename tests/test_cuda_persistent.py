@@ -7,10 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import local
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -23,15 +21,17 @@ from targets import need_module
 from test_cuda_fused import HOST, LIMITS, Case, largest_error, on_standin, trusted
 
 from rnn_xp import recurrence
-from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import engine as cuda_engine
+from rnn_xp.accelerate import OneByOne, one_by_one
 from rnn_xp.accelerate.cuda import fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.engine import Cuda
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
 from rnn_xp.accelerate.cuda.plan import Limits, Work
-from rnn_xp.backend import InPlace
+from rnn_xp.accelerate.cuda.wave import Wave
+from rnn_xp.backend import Backend, InPlace
 from rnn_xp.cells import make_cell
+from rnn_xp.doctor import parity
+from rnn_xp.doctor.engines import run_by
 
 GATES = {
     "rnn_tanh": (1,),
@@ -42,6 +42,7 @@ GATES = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 H100 = Limits(132, 232448, True)
+T4 = Limits(40, 65536, True, 75)
 SMALL = Limits(3, 60000, True)
 
 
@@ -211,13 +212,13 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
     def chosen(name: str, hidden: int, batch: int, dtype: str, limits: Limits) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: limits))
         cell, ops = make_cell(name, hidden), InPlace(xp, 0)
-        best: Any = engine.able(cell, np.dtype(dtype), batch, ops)[-1]
+        best: Any = engine.able(cell, np.dtype(dtype), (100, batch), ops)[-1]
         return best.each
 
     assert isinstance(chosen("lstm", 512, 16, "float32", H100), Persistent)
     assert chosen("lstm", 512, 16, "float64", H100) is FUSED
     assert chosen("lstm", 512, 16, "float32", H100._replace(cooperative=False)) is FUSED
-    assert chosen("lstm", 512, 16, "float32", Limits(40, 65536, True)) is FUSED  # too large
+    assert chosen("lstm", 512, 16, "float32", T4) is FUSED  # too large
     assert chosen("lstm", 512, 1024, "float32", H100) is FUSED  # one step fills the device
     assert chosen("lstm", 512, 0, "float32", H100) is FUSED
     assert isinstance(chosen("gru_reset_before", 64, 1, "float32", H100), Persistent)
@@ -233,7 +234,7 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
 
 
 class Places:
-    """As `two_streams`, without one: counts who goes in, in which order."""
+    """As `streams`, without one: counts who goes in, in which order."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -244,7 +245,8 @@ class Places:
         yield
 
     @contextmanager
-    def __call__(self) -> Iterator[tuple[Any, Any]]:
+    def __call__(self, count: int) -> Iterator[tuple[Any, Any]]:
+        assert count == 2
         self.said.append("fork")
         yield self.place("first"), self.place("second")
         self.said.append("join")
@@ -272,7 +274,7 @@ def test_when_two_directions_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatc
     def chosen(name: str, hidden: int, batch: int) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: H100), Places())
         cell, ops = make_cell(name, hidden), InPlace(xp, 0)
-        return engine.able(cell, np.dtype("float32"), batch, ops, 2)[-1]
+        return engine.able(cell, np.dtype("float32"), (100, batch), ops, 2)[-1]
 
     for name in GATES:
         both = chosen(name, 256, 4)
@@ -283,85 +285,61 @@ def test_when_two_directions_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatc
     assert chosen("lstm", 512, 1024).each is FUSED
 
 
-class FakeStream:
-    """As `cupy.cuda.Stream`; says what it is told."""
+def test_when_levels_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "passes", lambda *_: True)
 
-    current: FakeStream
-    said: list[str]
+    def chosen(steps: int, hidden: int, levels: int, ways: int = 1) -> Any:
+        engine = Cuda(FUSED, Persistent(no_kernels, lambda: H100), Places())
+        cell, ops, dtype = make_cell("lstm", hidden), InPlace(xp, 0), np.dtype("float32")
+        return engine.able(cell, dtype, (steps, 16), ops, ways, levels)[-1]
 
-    def __init__(self, *, non_blocking: bool) -> None:
-        assert non_blocking  # it would wait for the null stream
-        self.ptr = id(self)
-        self.name = "other"
-
-    def record(self) -> str:
-        self.said.append(f"{self.name} records")
-        return self.name
-
-    def wait_event(self, event: str) -> None:
-        self.said.append(f"{self.name} waits for {event}")
-
-    def use(self) -> FakeStream:
-        self.said.append(f"on {self.name}")
-        FakeStream.current = self
-        return self
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> type[FakeStream]:
-    def device(index: int = 0) -> Any:
-        return standin.Device(index)
-
-    cuda = SimpleNamespace(
-        Device=device, Stream=FakeStream, get_current_stream=lambda: FakeStream.current
-    )
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(cuda_engine, "_others", local())
-    FakeStream.said = []
-    FakeStream.current = FakeStream(non_blocking=True)
-    FakeStream.current.name = "first"
-    return FakeStream
+    for levels in (2, 3):
+        best = chosen(1024, 256, levels)
+        assert isinstance(best, Wave)
+        assert isinstance(best.each, Persistent)
+        assert best.each.limits().multiprocessors == 132 // levels
+        assert isinstance(best.places, Places)
+        # Chunks that are long enough for the host, and several of them.
+        assert 16 * levels <= best.steps <= 1024 / 4
+    for other in (chosen(100, 256, 2), chosen(1024, 256, 1), chosen(1024, 1024, 2)):
+        # Too short; nothing to run at once; too large for a half.
+        assert type(other) is OneByOne
+        assert isinstance(other.each, Persistent)
+        assert other.each.limits() == H100
+    assert chosen(1024, 1600, 2).each is FUSED
+    # `rnn-xp doctor` finds such levels, on a small device as well.
+    long = [c for c in parity.grid(quick=False, gpu=True) if c.shape[0] > 100]
+    assert {config.cell for config in long} == set(parity.CELLS)
+    for engine in (Cuda(FUSED, Persistent(no_kernels, d)) for d in (lambda: H100, lambda: T4)):
+        for config in long:
+            given = config.layer.cell, np.dtype("float32"), config.shape[:2], InPlace(xp, 0)
+            best = engine.able(*given, 1, config.layers)[-1]
+            assert isinstance(best, Wave), config
+            assert best.steps < config.shape[0] / 2
+    # In two directions a level needs the whole of the one below.
+    assert type(chosen(1024, 256, 2, 2)) is OneByOne
 
 
-def test_the_other_stream_begins_and_ends_with_the_current_one(streams: Any) -> None:
-    current = streams.current
-
-    def fail() -> None:
-        with cuda_engine.two_streams() as (first, second):
-            with first:
-                streams.said.append("work")
-            with second:
-                assert streams.current.name == "other"
-                raise ValueError("in between")
-
-    with pytest.raises(ValueError, match="in between"):
-        fail()
-    assert streams.current is current
-    assert streams.said == [
-        "first records",
-        "other waits for first",
-        "work",
-        "on other",
-        "on first",
-        "other records",
-        "first waits for other",
-    ]
-
-
-def test_each_stream_and_each_thread_has_another_one(streams: Any) -> None:
-    def other() -> Any:
-        with cuda_engine.two_streams() as (_, second), second:
-            return streams.current
-
-    first, one = streams.current, other()
-    assert other() is one
-    two = streams(non_blocking=True).use()
-    found = {one, other()}
-    first.use()
-    with ThreadPoolExecutor(1) as pool:
-        found.add(pool.submit(other).result())
-    assert len(found) == 3
-    assert not found & {first, two}
+@pytest.mark.parametrize("cell", parity.CELLS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_levels_at_once(
+    cell: str, ragged: bool, libraries: tuple[Path, ...], xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "passes", lambda *_: True)
+    monkeypatch.setattr(plan, "BEGIN", 3.0)  # so that few steps are enough
+    monkeypatch.setattr(plan, "RUN", 0.0)
+    engine = Cuda(FUSED, Persistent(cuda_on_cpu.kernels(*libraries), lambda: H100))
+    config = parity.Config(cell, (9, 4, 33, 70), 2, ragged=ragged, carried=True)
+    best = engine.able(config.layer.cell, np.dtype("float32"), (9, 4), InPlace(xp, 0), 1, 2)[-1]
+    assert isinstance(best, Wave)
+    assert 1 <= best.steps <= 4
+    backend = Backend("cupy", xp, standin.Device(0), "cuda:0")
+    given = run_by(config.layer, engine), parity.problem_of(config), backend, "float32"
+    errors = parity.errors_of(parity.results(*given), parity.reference(config), "float32")
+    assert max(errors.values()) < 2e-5
+    chunks = -(-9 // best.steps)
+    ran = [count for name, count in xp.launches.items() if "_all_" in name]
+    assert ran == [2 * chunks, 2 * chunks]  # of each level, forward and backward
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -19,7 +19,7 @@ from targets import need_module
 
 from rnn_xp import GRU, LSTM, RNN, character_model, losses, optim
 from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import engine, fused, persistent, trial
+from rnn_xp.accelerate.cuda import engine, fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, BackendError, select
 from rnn_xp.cli import main
@@ -61,7 +61,9 @@ def xp(
     limits = Limits(2, 60000, request.param == "persistent")
     monkeypatch.setattr(persistent, "limits", lambda: limits)
     monkeypatch.setattr(trial, "passes", lambda *_: True)  # which reads its errors once
-    monkeypatch.setattr(engine, "two_streams", one_by_one)
+    monkeypatch.setattr(engine, "streams", one_by_one)
+    monkeypatch.setattr(plan, "BEGIN", 1.0)  # so that few steps are enough to run levels at once
+    monkeypatch.setattr(plan, "RUN", 0.0)
     engine.choose.cache_clear()
     yield standin.xp
     engine.choose.cache_clear()
@@ -82,6 +84,7 @@ LAYERS: dict[str, RNN | LSTM | GRU] = {
     "projected": LSTM(6, 8, proj_size=3),
     "peephole": LSTM(6, 8, peephole=True),
     "gru": GRU(6, 8, 2, dropout=0.3),
+    "deep": GRU(6, 8, 2),
     "reset before": GRU(6, 8, bidirectional=True, reset_after=False),
 }
 OPTIMIZERS = {  # float16 knows no 1e-8
@@ -111,14 +114,21 @@ def step(model: Chain, params: Any, to: Backend, optimizer: Any, *, ragged: bool
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_training_step(layer: str, ragged: bool, optimizer: str, xp: Any) -> None:
+def test_a_training_step(
+    layer: str, ragged: bool, optimizer: str, xp: Any, request: pytest.FixtureRequest
+) -> None:
     model, rule = token_chain(11, LAYERS[layer], 11), OPTIMIZERS[optimizer]
     params = model.init(3, dtype="float64")
     expected = step(model, params, NUMPY, rule, ragged=ragged)
     xp.reads.clear()
     for dtype, limit in (("float64", 1e-11), ("float32", 1e-4), ("float16", 3e-2)):
         to = backend()
+        xp.launches.clear()
         found = step(model, moved(params, to, dtype), to, rule, ragged=ragged)
+        if layer == "deep" and request.node.callspec.params["xp"] == "persistent":
+            # Two calls, two levels, chunks of one step each.
+            ran = 0 if dtype == "float64" else 2 * 2 * 5
+            assert xp.launches["gru_all_forward"] == ran
         assert xp.reads == []
         for a, b in zip(found, expected, strict=True):
             assert isinstance(a, standin.Array)

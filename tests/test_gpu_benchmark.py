@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -12,25 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from targets import need, need_module
+from targets import benchmark_script, need, need_module
 
 from rnn_xp.bench.cases import Case
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 CELLS = ("rnn", "lstm", "gru")
 ABOUT = {"device": "none", "driver": "none"}
 
 
 @pytest.fixture(scope="module")
 def gpu() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu"] = module  # dataclasses ask for it
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gpu"]
+    with benchmark_script("gpu") as module:
+        yield module
 
 
 def by_the_clock(run: Callable[[], Any], calls: int) -> float:
@@ -61,7 +52,7 @@ def makers(gpu: Any, asked: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("task", ["training", "inference"])
 @pytest.mark.parametrize(
-    "more", [{}, {"ragged": True}, {"layers": 2, "bidirectional": True}], ids=str
+    "more", [{}, {"ragged": True}, {"layers": 2}, {"layers": 2, "bidirectional": True}], ids=str
 )
 def test_contestants_agree(task: str, cell: str, more: dict[str, Any], gpu: Any) -> None:
     need("torch")
@@ -142,6 +133,7 @@ def test_the_plan_has_what_it_should(gpu: Any) -> None:
     assert {shape[1] for shape in shapes if shape[0] == 1024} == {1, 4, 16, 64, 256}
     assert any(row.ragged for row in rows)
     assert any(row.bidirectional and row.layers == 2 for row in rows)
+    assert {row.layers for row in rows if not row.bidirectional} == {1, 2, 4}
     assert len(set(rows)) == len(rows)
 
 

@@ -1,16 +1,17 @@
 """Faster ways to run a recurrence, for one array library each, and the choice between them.
 
-An engine runs a level of a layer, in one or two directions. The core, `recurrence`, runs
-everywhere, one direction after the other. Each of the others is here because a benchmark shows that
-it pays, and a test ties it to the core.
+An engine runs a level of a layer, in one or two directions; one of them several levels at once. The
+core, `recurrence`, runs everywhere, one direction after the other. Each of the others is here
+because a benchmark shows that it pays, and a test ties it to the core.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -108,14 +109,67 @@ class Engine(Protocol):
         """
 
 
-Places = Callable[[], AbstractContextManager[tuple[Any, Any]]]
-"""Returns a context, of whose two contexts each direction enters one."""
+class Deep(ABC):
+    """An engine that may run several levels at once, each over the output of the one below."""
+
+    @abstractmethod
+    def run_levels(
+        self,
+        loops: Sequence[Loop],
+        levels: Sequence[Any],
+        x: Array,
+        states: Sequence[Sequence[Array | None]],
+        *,
+        keep: bool,
+    ) -> tuple[Array, list[Sequence[Array]], Any]:
+        """Run every level: as `run`, with the weights and the states of each."""
+
+    @abstractmethod
+    def run_levels_backward(
+        self,
+        loops: Sequence[Loop],
+        weights: Sequence[Sequence[Weights]],
+        kept: Any,
+        dy: Array,
+        dstates: Sequence[Sequence[Array | None]],
+    ) -> tuple[list[Sequence[Weights]], Array, list[Sequence[Array]]]:
+        """Run every level backward through time: as `run_backward`, with those of each."""
+
+
+class Place(Protocol):
+    """Where one of several runs takes place, once it is entered."""
+
+    def __enter__(self) -> Any:
+        """Enter it."""
+
+    def __exit__(self, *failure: object) -> None:
+        """Leave it."""
+
+    def follow(self, other: Self) -> None:
+        """Let what comes here next wait for what `other` has been given so far."""
+
+
+Places = Callable[[int], AbstractContextManager[Sequence[Any]]]
+"""Returns a context with so many places (`Place`)."""
+
+
+class Here:
+    """The place where everything happens in the order in which it is given."""
+
+    def __enter__(self) -> None:
+        """Stay."""
+
+    def __exit__(self, *failure: object) -> None:
+        """Stay."""
+
+    def follow(self, other: Here) -> None:
+        """It does so already."""
 
 
 @contextmanager
-def one_by_one() -> Iterator[tuple[Any, Any]]:
-    """Yield the places of two directions that run one after the other."""
-    yield nullcontext(), nullcontext()
+def one_by_one(count: int) -> Iterator[Sequence[Here]]:
+    """Yield the places of runs that take place one after the other."""
+    yield [Here()] * count
 
 
 @dataclass(frozen=True)
@@ -146,14 +200,14 @@ class OneByOne:
     ) -> tuple[Array, Sequence[Array], Sequence[Any]]:
         """Run every direction over x; see `Engine`."""
         runs = []
-        with self.places() as places:
+        with self.places(len(loops)) as places:
             for d, loop in enumerate(loops):
                 with places[d]:
-                    runs.append(self.each.run(loop, w[d], x, _direction(state, d), keep=keep))
+                    runs.append(self.each.run(loop, w[d], x, of_direction(state, d), keep=keep))
         xp = loops[0].ops.xp
         outputs, states, kept = zip(*runs, strict=True)
         y = outputs[0] if len(runs) == 1 else xp.concat(outputs, axis=2)
-        return y, _stacked(xp, states), kept
+        return y, stacked(xp, states), kept
 
     def run_backward(
         self,
@@ -166,24 +220,25 @@ class OneByOne:
         """Run every direction backward through time; see `Engine`."""
         ops, size = loops[0].ops, loops[0].cell.output_size
         runs = []
-        with self.places() as places:
+        with self.places(len(loops)) as places:
             for d, loop in enumerate(loops):
                 own = dy if len(loops) == 1 else dy[:, :, d * size : (d + 1) * size]
-                part = _direction(dstate, d)
+                part = of_direction(dstate, d)
                 with places[d]:
                     runs.append(self.each.run_backward(loop, weights[d], kept[d], own, part))
         gradients, parts, states = zip(*runs, strict=True)
         dx = parts[0]
         for part in parts[1:]:
             dx = ops.add(dx, part, out=dx)
-        return gradients, dx, _stacked(ops.xp, states)
+        return gradients, dx, stacked(ops.xp, states)
 
 
-def _direction(state: Sequence[Array | None], d: int) -> list[Array | None]:
+def of_direction(state: Sequence[Array | None], d: int) -> list[Array | None]:
+    """Return each part of one direction's state, (B, size)."""
     return [None if part is None else part[d, ...] for part in state]
 
 
-def _stacked(xp: Namespace, states: Sequence[Sequence[Array]]) -> list[Array]:
+def stacked(xp: Namespace, states: Sequence[Sequence[Array]]) -> list[Array]:
     """Return each part of the directions' states as (D, B, size)."""
     if len(states) == 1:
         return [part[None, ...] for part in states[0]]

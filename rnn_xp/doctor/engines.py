@@ -9,6 +9,7 @@ import numpy as np
 
 from rnn_xp.accelerate import CORE, Engine, OneByOne, engine, one_by_one
 from rnn_xp.accelerate.cuda.engine import Cuda
+from rnn_xp.accelerate.cuda.wave import Wave
 from rnn_xp.backend import Backend, operations
 from rnn_xp.layers import Recurrent
 
@@ -41,13 +42,14 @@ def on_core(layer: Recurrent) -> Recurrent:
     return run_by(layer, CORE)
 
 
-def runs(layer: Recurrent, backend: Backend, dtype: str, batch: int) -> list[Run]:
-    """Return the layer on every engine that can run so many sequences, the core first."""
+def runs(layer: Recurrent, backend: Backend, dtype: str, shape: tuple[int, int]) -> list[Run]:
+    """Return the layer on every engine that can run (T, B), the core first."""
     try:
-        chosen = engine(layer.cell, backend.asarray(np.zeros((1, 1)), dtype))
+        like = backend.asarray(np.zeros((1, 1)), dtype)
+        chosen = engine(layer.cell, like)
         if isinstance(chosen, Cuda):
-            ops, ways = operations(backend.xp), layer.num_directions
-            engines = chosen.able(layer.cell, np.dtype(dtype), batch, ops, ways)
+            ops, size = operations(backend.xp), (layer.num_directions, layer.num_layers)
+            engines = chosen.able(layer.cell, like.dtype, shape, ops, *size)
         else:
             engines = [CORE] if chosen == CORE else [CORE, chosen]
     except Exception:  # any: whatever it is, to run the layer raises it again
@@ -65,4 +67,5 @@ def _name(chosen: Any) -> str:
         return str(chosen.__name__).rpartition(".")[2]  # a module
     each = chosen.each
     name: str = getattr(each, "__name__", type(each).__name__.lower())
-    return name.rpartition(".")[2] + ("" if chosen.places is one_by_one else " pair")
+    at_once = " wave" if isinstance(chosen, Wave) else " pair"
+    return name.rpartition(".")[2] + ("" if chosen.places is one_by_one else at_once)

@@ -6,7 +6,7 @@ element of all values, or of all gradients, of the reference. With the unit roun
 sum of n terms is off by about u sqrt(n) of the largest term, and each of T steps adds an error of
 its own and passes on those before it: `bound` is 2 u L T sqrt(n), for L levels and the longest sum
 n of a problem. On CPUs the errors of this grid lie below a tenth of it; a product in TF32
-(u = 2^-11) in place of float32 (2^-24) lies above.
+(u = 2^-11) in place of float32 (2^-24) lies above, but for the longest sequences.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _FULL: Shape = (5, 3, 74, 37)
 """Both levels have one input size, so that JAX compiles one."""
 _UNEVEN: Shape = (4, 17, 33, 130)
 _LARGE: Shape = (20, 70, 64, 512)
+_LONG: Shape = (500, 3, 40, 40)
+"""So many steps that levels run at once."""
 _DTYPES = ("float64", "float32")
 _GPU_DTYPES = (*_DTYPES, "float16")
 
@@ -107,7 +109,8 @@ def grid(*, quick: bool, gpu: bool) -> list[Config]:
     """Return the configurations to check.
 
     Each cell with every option, and with none at uneven sizes; on a GPU also where a kernel takes
-    many blocks. Quick: the LSTM with every option, and two others in one level and direction.
+    many blocks, and where levels run at once. Quick: the LSTM with every option, and two others in
+    one level and direction.
     """
     full: dict[str, Any] = {"layers": 2, "bidirectional": True, "ragged": True, "carried": True}
     less: dict[str, Any] = {"ragged": True, "carried": True}
@@ -118,6 +121,7 @@ def grid(*, quick: bool, gpu: bool) -> list[Config]:
     found += [Config(cell, _UNEVEN) for cell in CELLS]
     if gpu:
         found += [Config(cell, _LARGE, **less) for cell in CELLS]
+        found += [Config(cell, _LONG, 2, **less) for cell in CELLS]
     return found
 
 
@@ -237,10 +241,15 @@ def dtypes(backend: Backend) -> tuple[list[str], list[str]]:
 
 
 def checks(backend: Backend, names: list[str], configs: list[Config]) -> Iterator[Check]:
-    """Check configurations in some dtypes, by the core and by the engine of this backend."""
+    """Check configurations in some dtypes, by the core and by the engines of this backend.
+
+    But not where a bound would be as large as the numbers, as that of many steps in float16.
+    """
     for config in configs:
         for dtype in names:
-            for engine, layer in runs(config.layer, backend, dtype, config.shape[1]):
+            if bound(config, dtype) >= 1.0:
+                continue
+            for engine, layer in runs(config.layer, backend, dtype, config.shape[:2]):
                 # All but the reference.
                 if (backend.name, dtype, engine) != ("numpy", "float64", NAME_OF_CORE):
                     errors, failure = _tried(layer, backend, dtype, config)

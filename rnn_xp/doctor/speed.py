@@ -52,7 +52,7 @@ def shapes(*, quick: bool, gpu: bool) -> list[Config]:
 def times(backend: Backend, configs: list[Config]) -> Iterator[Time]:
     """Time configurations by the core and by the engine of a backend."""
     for config in configs:
-        for engine, layer in runs(config.layer, backend, "float32", config.shape[1]):
+        for engine, layer in runs(config.layer, backend, "float32", config.shape[:2]):
             make = partial(_step, layer, problem_of(config), backend)
             yield _time(backend.name, engine, config, make)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp import init as init_
-from rnn_xp.accelerate import Engine, engine
+from rnn_xp.accelerate import Deep, Engine, engine
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -74,7 +74,7 @@ class Cache:
     """Of y."""
     loops: tuple[Loop, ...] = ()
     levels: Sequence[Any] = ()
-    """What the engine keeps of each."""
+    """What the engine keeps of them."""
     masks: Sequence[Array] = ()
     used: bool = False
 
@@ -309,16 +309,22 @@ class Recurrent:
         part = parts = self._state_in("dstate", dstate, dy.shape[1], batched, cache.like)
         gradients: list[Sequence[dict[str, Array]]] = []
         dstates: list[Sequence[Array]] = []
-        for level in reversed(range(self.num_layers)):
-            if self.num_layers > 1:
-                part = self._of_level(parts, level)
-            made, dy, first = cache.engine.run_backward(
-                cache.loops, weights[level], cache.levels[level], dy, part
+        if self.num_layers > 1 and not masks and isinstance(cache.engine, Deep):
+            each = [self._of_level(parts, level) for level in range(self.num_layers)]
+            gradients, dy, dstates = cache.engine.run_levels_backward(
+                cache.loops, weights, cache.levels, dy, each
             )
-            gradients.insert(0, made)
-            dstates.insert(0, first)
-            if level and masks:
-                dy = ops.multiply(dy, masks[level - 1], out=dy)
+        else:
+            for level in reversed(range(self.num_layers)):
+                if self.num_layers > 1:
+                    part = self._of_level(parts, level)
+                made, dy, first = cache.engine.run_backward(
+                    cache.loops, weights[level], cache.levels[level], dy, part
+                )
+                gradients.insert(0, made)
+                dstates.insert(0, first)
+                if level and masks:
+                    dy = ops.multiply(dy, masks[level - 1], out=dy)
         dparams = {}
         for k, made in enumerate(gradients):
             for d, own in enumerate(made):
@@ -370,17 +376,24 @@ class Recurrent:
             ragged = self._ragged(lengths, x.shape[0], x.shape[1], batched, x)
             loops = self._loops(operations(xp), ragged)
         part = parts = self._state_in("state", state, x.shape[1], batched, like)
-        states, kept, masks = [], [], []
-        for level, w in enumerate(levels):
-            if level and self.dropout and keep and dropout_seed is not None:
-                mask = dropout_mask(spawn(dropout_seed, level), self.dropout, x)
-                x = loops[0].ops.multiply(x, mask, out=x)
-                masks.append(mask)
-            if self.num_layers > 1:
-                part = self._of_level(parts, level)
-            x, last, own = chosen.run(loops, w, x, part, keep=keep)
-            states.append(last)
-            kept.append(own)
+        seed = dropout_seed if self.dropout and keep else None
+        states: list[Sequence[Array]] = []
+        kept: list[Any] = []
+        masks = []
+        if self.num_layers > 1 and seed is None and isinstance(chosen, Deep):
+            each = [self._of_level(parts, level) for level in range(self.num_layers)]
+            x, states, kept = chosen.run_levels(loops, levels, x, each, keep=keep)
+        else:
+            for level, w in enumerate(levels):
+                if level and seed is not None:
+                    mask = dropout_mask(spawn(seed, level), self.dropout, x)
+                    x = loops[0].ops.multiply(x, mask, out=x)
+                    masks.append(mask)
+                if self.num_layers > 1:
+                    part = self._of_level(parts, level)
+                x, last, own = chosen.run(loops, w, x, part, keep=keep)
+                states.append(last)
+                kept.append(own)
         y = x if batched else x[:, 0, :]
         if cache is not None:
             cache.shape, cache.loops = tuple(y.shape), loops

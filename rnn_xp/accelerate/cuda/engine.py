@@ -6,7 +6,8 @@
     core         what is left, peepholes and projections among it: `recurrence`
 
 Two directions run one after the other, each on the whole device, or at once, each persistent on one
-half of it and on a stream of its own: by the same estimate of cost.
+half of it and on a stream of its own: by the same estimate of cost. So do the levels of a layer in
+one direction, in chunks of steps: `wave`.
 
 CuPy computes on its current device; a run enters that of its arrays first.
 
@@ -17,15 +18,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from threading import local
 from typing import Any, NamedTuple
 
-from rnn_xp.accelerate import CORE, Engine, OneByOne, Places, one_by_one
-from rnn_xp.accelerate.cuda import fused, persistent, trial
+from rnn_xp.accelerate import CORE, Deep, Engine, OneByOne, Places, one_by_one
+from rnn_xp.accelerate.cuda import fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import Persistent
+from rnn_xp.accelerate.cuda.wave import Wave
 from rnn_xp.backend import Array, Namespace, Operations, device_of
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
@@ -45,54 +47,72 @@ class Kept(NamedTuple):
     kept: Any
 
 
-@contextmanager
-def two_streams() -> Iterator[tuple[Any, Any]]:
-    """Yield contexts for work that runs at once: on the current stream, and on another one.
+class Place:
+    """A stream: see `accelerate.Place`.
 
-    The other stream begins where the current one stands, and the current one goes on where the
-    other one ends, so that memory passes between them in order.
+    Entered by `use()`, not by the stream's own `with`, which forgets one that `use()` made current.
+    """
+
+    def __init__(self, stream: Any, before: Any) -> None:
+        self._stream, self._before = stream, before
+
+    def __enter__(self) -> None:
+        """Make it the current stream."""
+        self._stream.use()
+
+    def __exit__(self, *failure: object) -> None:
+        """Make the one before the current stream."""
+        self._before.use()
+
+    def follow(self, other: Place) -> None:
+        """Let what comes on this stream next wait for what the other one has been given."""
+        self._stream.wait_event(other._stream.record())
+
+
+@contextmanager
+def streams(count: int) -> Iterator[Sequence[Place]]:
+    """Yield places for work that runs at once: the current stream, and others.
+
+    The others begin where the current one stands, and all of them go on where all end, so that
+    memory passes between them in order.
     """
     import cupy
 
     current = cupy.cuda.get_current_stream()
-    other = _other_stream(cupy.cuda.Device().id, current)
-    other.wait_event(current.record())
+    others = _other_streams(cupy.cuda.Device().id, current, count - 1)
+    begin = current.record()
+    for other in others:
+        other.wait_event(begin)
     try:
-        yield nullcontext(), _using(other, current)
+        yield [Place(stream, current) for stream in (current, *others)]
     finally:
-        current.wait_event(other.record())
-
-
-@contextmanager
-def _using(stream: Any, before: Any) -> Iterator[None]:
-    """Make a stream the current one; not by `with`, which forgets one that `use()` made so."""
-    stream.use()
-    try:
-        yield
-    finally:
-        before.use()
+        for other in others:
+            current.wait_event(other.record())
+        end = current.record()
+        for other in others:
+            other.wait_event(end)
 
 
 _others = local()
 
 
-def _other_stream(device: int, current: Any) -> Any:
-    """Return the stream beside the current one: of this thread, and of that stream alone.
+def _other_streams(device: int, current: Any, count: int) -> Sequence[Any]:
+    """Return streams beside the current one: of this thread, and of that stream alone.
 
     CuPy gives a stream's freed memory to its next work, which waits for no stream but the one that
     it is beside.
     """
     import cupy
 
-    found: dict[str, tuple[Any, Any]] = _others.__dict__
-    key = f"{device} {current.ptr}"
-    if key not in found:
-        # With `current`, so that no later stream has its number.
-        found[key] = current, cupy.cuda.Stream(non_blocking=True)
-    return found[key][1]
+    found: dict[str, list[Any]] = _others.__dict__
+    # With `current`, so that no later stream has its number.
+    known = found.setdefault(f"{device} {current.ptr}", [current])
+    while len(known) <= count:
+        known.append(cupy.cuda.Stream(non_blocking=True))
+    return known[1 : count + 1]
 
 
-class Cuda:
+class Cuda(Deep):
     """The engine: see `Engine`.
 
     Parameters
@@ -100,7 +120,7 @@ class Cuda:
     fused : Fused
     persistent : Persistent, optional
     streams : function
-        `two_streams`, or what stands for it where there are none.
+        `streams`, or what stands for it where there are none.
     """
 
     def __init__(
@@ -113,22 +133,32 @@ class Cuda:
         self._tried: dict[tuple[Any, ...], bool] = {}
 
     def able(
-        self, cell: Cell, dtype: Any, batch: int, ops: Operations, ways: int = 1
+        self,
+        cell: Cell,
+        dtype: Any,
+        shape: tuple[int, int],
+        ops: Operations,
+        ways: int = 1,
+        levels: int = 1,
     ) -> list[Engine]:
-        """Return what can run so many sequences in so many directions here, the best last."""
+        """Return what can run (T, B) in so many directions and levels here, the best last."""
         found: list[Engine] = [CORE]
         if self._fused.takes(cell, dtype):
             found.append(OneByOne(self._fused))
-        whole = self._persistent
+        whole, (steps, batch) = self._persistent, shape
         if whole is None or not whole.takes(cell, dtype):
             return found
         one, without = whole.costs(cell, dtype, batch)
         if one < without and self._trusts(whole, cell, dtype, ops):
             found.append(OneByOne(whole))
-        if ways == 2:
-            two, _ = whole.half.costs(cell, dtype, batch)
-            if two < 2 * min(one, without) and self._trusts(whole, cell, dtype, ops):
-                found.append(OneByOne(whole.half, self._streams))
+        count = ways if ways > 1 else levels
+        if count > 1:
+            part = whole.part(count)
+            cost, _ = part.costs(cell, dtype, batch)
+            engine, took = self._at_once(part, cost, steps, ways, levels)
+            apart = count * (steps * min(one, without) + plan.RUN)
+            if took < apart and self._trusts(whole, cell, dtype, ops):
+                found.append(engine)
         return found
 
     def _trusts(self, whole: Persistent, cell: Cell, dtype: Any, ops: Operations) -> bool:
@@ -137,6 +167,15 @@ class Cuda:
         if key not in self._tried:
             self._tried[key] = trial.passes(whole, self._fused, cell, dtype, ops)
         return self._tried[key]
+
+    def _at_once(
+        self, part: Persistent, cost: float, steps: int, ways: int, levels: int
+    ) -> tuple[Engine, float]:
+        """Return what runs directions, or levels of one direction, at once; and its µs."""
+        if ways > 1:
+            return OneByOne(part, self._streams), steps * cost + plan.RUN
+        chunk, took = plan.wave(levels, steps, cost)
+        return Wave(part, self._streams, chunk), took
 
     def fold(self, cell: Cell, xp: Namespace, weights: Sequence[Weights]) -> Arranged:
         """Keep the weights: how they are arranged depends on the run."""
@@ -154,11 +193,8 @@ class Cuda:
         """Run every direction over x; see `Engine`."""
         cell, ops, *_ = loops[0]
         with device_of(x):
-            engine = self.able(cell, x.dtype, x.shape[1], ops, len(loops))[-1]
-            if engine not in w.folded:
-                w.folded[engine] = engine.fold(cell, ops.xp, w.weights)
-            y, last, kept = engine.run(loops, w.folded[engine], x, state, keep=keep)
-        return y, last, Kept(engine, kept) if keep else None
+            engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops))[-1]
+            return _run(engine, loops, w, x, state, keep=keep)
 
     def run_backward(
         self,
@@ -172,6 +208,73 @@ class Cuda:
         with device_of(dy):
             return kept.engine.run_backward(loops, weights, kept.kept, dy, dstate)
 
+    def run_levels(
+        self,
+        loops: Sequence[Loop],
+        levels: Sequence[Arranged],
+        x: Array,
+        states: Sequence[Sequence[Array | None]],
+        *,
+        keep: bool,
+    ) -> tuple[Array, list[Sequence[Array]], list[Kept | None]]:
+        """Run every level over x, at once or one after the other; see `Deep`."""
+        cell, ops, *_ = loops[0]
+        with device_of(x):
+            engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops), len(levels))[-1]
+            if isinstance(engine, Wave):
+                folded = [_folded(engine, cell, ops, w) for w in levels]
+                y, last, waved = engine.run_levels(loops, folded, x, states, keep=keep)
+                return y, last, [Kept(engine, waved) if keep else None]
+            last, all_kept = [], []
+            for w, state in zip(levels, states, strict=True):
+                x, after, kept = _run(engine, loops, w, x, state, keep=keep)
+                last.append(after)
+                all_kept.append(kept)
+        return x, last, all_kept
+
+    def run_levels_backward(
+        self,
+        loops: Sequence[Loop],
+        weights: Sequence[Sequence[Weights]],
+        kept: list[Kept],
+        dy: Array,
+        dstates: Sequence[Sequence[Array | None]],
+    ) -> tuple[list[Sequence[Weights]], Array, list[Sequence[Array]]]:
+        """Run every level backward through time, as the forward run did; see `Deep`."""
+        engine = kept[0].engine
+        if isinstance(engine, Wave):
+            with device_of(dy):
+                return engine.run_levels_backward(loops, weights, kept[0].kept, dy, dstates)
+        gradients: list[Sequence[Weights]] = []
+        first: list[Sequence[Array]] = []
+        for w, own, state in zip(weights[::-1], kept[::-1], dstates[::-1], strict=True):
+            made, dy, before = self.run_backward(loops, w, own, dy, state)
+            gradients.insert(0, made)
+            first.insert(0, before)
+        return gradients, dy, first
+
+
+def _run(
+    engine: Engine,
+    loops: Sequence[Loop],
+    w: Arranged,
+    x: Array,
+    state: Sequence[Array | None],
+    *,
+    keep: bool,
+) -> tuple[Array, Sequence[Array], Kept | None]:
+    """Run a level by an engine."""
+    folded = _folded(engine, loops[0].cell, loops[0].ops, w)
+    y, last, kept = engine.run(loops, folded, x, state, keep=keep)
+    return y, last, Kept(engine, kept) if keep else None
+
+
+def _folded(engine: Engine, cell: Cell, ops: Operations, w: Arranged) -> Any:
+    """Return the weights as an engine arranges them."""
+    if engine not in w.folded:
+        w.folded[engine] = engine.fold(cell, ops.xp, w.weights)
+    return w.folded[engine]
+
 
 @cache
 def choose() -> Engine:
@@ -179,4 +282,4 @@ def choose() -> Engine:
     if os.environ.get("RNN_XP_ACCELERATE") == "0":
         return CORE
     whole = Persistent(persistent.compiled, persistent.limits)
-    return Cuda(Fused(fused.compiled), whole, two_streams)
+    return Cuda(Fused(fused.compiled), whole, streams)

@@ -8,7 +8,7 @@ bfloat16 on tensor cores, which add in float32. Never run on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache
 from math import inf
 from typing import Any
 
@@ -54,21 +54,23 @@ class Persistent(Fused):
     def __init__(self, kernels: Callable[[str], Kernels], limits: Callable[[], Limits]) -> None:
         super().__init__(kernels)
         self.limits = limits
+        self._parts: dict[int, Persistent] = {}
 
     def on(self, multiprocessors: int) -> Persistent:
         """Return the engine that uses no more than so many multiprocessors."""
         most = min(multiprocessors, self.limits().multiprocessors)
         return Persistent(self._kernels, lambda: self.limits()._replace(multiprocessors=most))
 
-    @cached_property
-    def half(self) -> Persistent:
-        """The engine that uses no more than half of the multiprocessors."""
+    def part(self, count: int) -> Persistent:
+        """Return the engine that uses no more than one of so many parts of the multiprocessors."""
 
         def limits() -> Limits:
             whole = self.limits()
-            return whole._replace(multiprocessors=max(1, whole.multiprocessors // 2))
+            return whole._replace(multiprocessors=max(1, whole.multiprocessors // count))
 
-        return Persistent(self._kernels, limits)
+        if count not in self._parts:
+            self._parts[count] = Persistent(self._kernels, limits)
+        return self._parts[count]
 
     def takes(self, cell: Cell, dtype: Any) -> bool:
         """Tell whether there are kernels for this cell and dtype."""

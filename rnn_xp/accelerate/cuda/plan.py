@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import inf
+from math import ceil, inf
 from typing import NamedTuple
 
 THREADS = 256
@@ -18,6 +18,10 @@ BARRIER = 1.2
 """Of the whole grid, and what it costs to begin a step, in µs."""
 LAUNCH = 3.5
 """Of a kernel or a product, in µs; without the persistent kernels a step has one of each."""
+BEGIN = 150.0
+"""Of the host to give a run of all steps and its backward run to the device, in µs."""
+RUN = 80.0
+"""Of the products, sums and fills around such two runs, in µs."""
 CLOCK = 1500.0
 """Cycles a µs."""
 CAPABILITY = {16: 75, 32: 70}
@@ -123,6 +127,22 @@ def cost_without(work: Work, hidden: int, batch: int, limits: Limits) -> float:
     numbers, speed = sum(work.gates) * hidden, 128 if work.bits == 32 else 1024
     alone = numbers * hidden * batch / (limits.multiprocessors * speed * CLOCK)
     return 2 * (2 * LAUNCH * len(work.gates) + alone)
+
+
+def wave(levels: int, steps: int, cost: float) -> tuple[int, float]:
+    """Return the steps of a chunk where levels run at once, and the µs of all steps of all levels.
+
+    A level waits for each chunk of the level below. Chunks are as short as the host can give them
+    to all levels while they run.
+
+    Parameters
+    ----------
+    levels, steps : int
+    cost : float
+        The µs of a step of one level, on its part of the device.
+    """
+    chunk = min(steps, max(1, ceil(levels * BEGIN / cost)))
+    return chunk, (ceil(steps / chunk) + levels - 1) * (chunk * cost + RUN)
 
 
 def _cost(plan: Plan, staged: int, numbers: int, batch: int, work: Work) -> float:

@@ -1,0 +1,160 @@
+"""Levels at once, in chunks of steps: with the core in the kernels' place, on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rnn_xp import GRU, LSTM, RNN, recurrence
+from rnn_xp.accelerate import one_by_one
+from rnn_xp.accelerate.cuda import wave
+from rnn_xp.accelerate.cuda.wave import Wave
+from rnn_xp.backend import operations
+from rnn_xp.doctor.engines import on_core, run_by
+from rnn_xp.layers import Recurrent
+
+LAYERS: dict[str, Recurrent] = {
+    "rnn": RNN(3, 4, 2),
+    "lstm": LSTM(3, 4, 3),
+    "gru": GRU(3, 4, 2, bias=False),
+    "reset before": GRU(3, 4, 4, reset_after=False),
+    "projected": LSTM(3, 4, 3, proj_size=2),
+    "peephole": LSTM(3, 4, 2, peephole=True),
+    "dropout": GRU(3, 4, 3, dropout=0.4),
+}
+STEPS, BATCH = 10, 3
+LENGTHS = {"full": None, "ragged": (10, 3, 7), "short": (2, 2, 1)}
+
+
+def results(layer: Recurrent, lengths: Any, *, zeros: bool, seed: int | None) -> list[Any]:
+    """Return what a forward and a backward run give, and inference."""
+    rng = np.random.default_rng(0)
+    params = layer.init(1, dtype="float64")
+    x = rng.standard_normal((STEPS, BATCH, 3))
+    dy = rng.standard_normal((STEPS, BATCH, layer.output_size))
+
+    def state() -> Any:
+        made = tuple(
+            rng.standard_normal((layer.num_layers, BATCH, size)) for size in layer.cell.state_sizes
+        )
+        return None if zeros else made if len(made) > 1 else made[0]
+
+    first, dlast = state(), state()
+    y, last, cache = layer.forward(params, x, first, lengths=lengths, dropout_seed=seed)
+    again, end = layer(params, x, first, lengths=lengths)
+    dparams, dx, dfirst = layer.backward(params, cache, dy, dlast)
+    return [y, last, again, end, dparams, dx, dfirst]
+
+
+def flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from flat(each)
+    else:
+        yield value
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("steps", [1, 3, 4, 10, 25])
+def test_values_and_all_gradients_are_the_core_s(name: str, lengths: str, steps: int) -> None:
+    layer, engine = LAYERS[name], Wave(recurrence, one_by_one, steps)
+    for how in ({"zeros": False, "seed": None}, {"zeros": True, "seed": 5}):
+        expected = results(on_core(layer), LENGTHS[lengths], **how)
+        found = results(run_by(layer, engine), LENGTHS[lengths], **how)
+        pairs = list(zip(flat(found), flat(expected), strict=True))
+        assert len(pairs) >= 10
+        for a, b in pairs:
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_of_16_bits_are_added_in_32() -> None:
+    sums: dict[str, Any] = {}
+    for _ in range(3000):  # float16 knows no odd number above 2048
+        wave._add(operations(np), sums, {"bias": np.ones(2, dtype=np.float16)})
+    assert list(sums["bias"]) == [3000, 3000]
+    half = LAYERS["lstm"].init(0, dtype="float16")
+    layer = run_by(LAYERS["lstm"], Wave(recurrence, one_by_one, 4))
+    y, _, cache = layer.forward(half, np.ones((9, 2, 3), dtype=np.float16))
+    gradients, dx, _ = layer.backward(half, cache, y)
+    assert {a.dtype for a in (*gradients.values(), dx)} == {np.dtype(np.float16)}
+
+
+class Streams:
+    """As CUDA's: what is given to a place is known to another only once that one followed it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.said: list[str] = []
+        self.given: list[list[tuple[int, int]]] = []
+        """Of each place: the levels' chunks that it has been given or has waited for."""
+
+    @contextmanager
+    def __call__(self, count: int) -> Iterator[Sequence[Stream]]:
+        self.given = [[] for _ in range(count)]
+        self.said.append("fork")
+        yield [Stream(self, k) for k in range(count)]
+        self.said.append("join")
+
+
+class Stream:
+    def __init__(self, all_of_them: Streams, number: int) -> None:
+        self.all, self.number = all_of_them, number
+
+    def __enter__(self) -> None:
+        self.all.now = self.number
+
+    def __exit__(self, *failure: object) -> None:
+        self.all.now = 0
+
+    def follow(self, other: Stream) -> None:
+        self.all.given[self.number] += self.all.given[other.number]
+
+
+class Watched:
+    """The core; each run of a chunk must have what it needs in its own place."""
+
+    def __init__(self, streams: Streams, levels: int) -> None:
+        self.streams, self.levels = streams, levels
+
+    def fold(self, *given: Any) -> Any:
+        return recurrence.fold(*given)
+
+    def ran(self, order: int) -> None:
+        """Note the next chunk of the current place's level; `order` is -1 backward."""
+        level = self.streams.now
+        mine = self.streams.given[level]
+        chunk = sum(1 for of, _ in mine if of == level)
+        source = level - order
+        if 0 <= source < self.levels:
+            assert (source, chunk) in mine, "its input is not there yet"
+        if chunk:
+            assert (level, chunk - 1) in mine
+        mine.append((level, chunk))
+
+    def run(self, *given: Any, **how: Any) -> Any:
+        self.ran(1)
+        return recurrence.run(*given, **how)
+
+    def run_backward(self, *given: Any) -> Any:
+        self.ran(-1)
+        return recurrence.run_backward(*given)
+
+
+def test_a_level_has_a_place_and_waits_for_the_one_that_it_needs() -> None:
+    streams = Streams()
+    layer = run_by(LAYERS["lstm"], Wave(Watched(streams, 3), streams, 4))
+    results(layer, None, zeros=False, seed=None)
+    assert streams.said == ["fork", "join"] * 3
+    chunks = {(level, chunk) for level in range(3) for chunk in range(3)}
+    assert chunks == {done for place in streams.given for done in place}
+    # The place where the backward run ends has seen everything, that of the highest level itself.
+    assert set(streams.given[0]) == chunks
+    assert {level for level, _ in streams.given[2]} == {2}
