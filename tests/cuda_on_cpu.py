@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import standin
+from targets import need_compiler
 
 from rnn_xp.accelerate.cuda import fused
 
@@ -72,8 +71,7 @@ class Kernel:
 
 def library(source: str, folder: Path, *flags: str, dtype: str = "float32") -> Path:
     """Compile a source for a dtype; return where the library lies."""
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
+    need_compiler()
     names = re.findall(r"\nKERNELS\((\w+), ", source)
     names = [f"{name}_all_{part}" for name in names for part in ("forward", "backward")]
     path = folder / f"{dtype}.cpp"

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import standin
+from targets import need_compiler
 
 from rnn_xp.accelerate.cuda import fused
 
@@ -100,8 +99,7 @@ class Kernel:
 
 def kernels(source: str, folder: Path) -> Callable[[str], Callable[[str], Kernel]]:
     """Return the kernels of a source, from a dtype's name and a kernel's."""
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
+    need_compiler()
     names = re.findall(r"__global__ void (\w+)\(", source)
 
     @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,6 +141,12 @@ def benchmark_script(name: str) -> Iterator[Any]:
         patch.setitem(sys.modules, name, module)  # dataclasses ask for it
         spec.loader.exec_module(module)
         yield module
+
+
+def need_compiler() -> None:
+    """Skip the test where there is no C++ compiler; fail where this run must have its peers."""
+    if shutil.which("g++") is None:
+        _lacks("g++", "not found", peer=True)
 
 
 def _lacks(library: str, reason: str, *, peer: bool) -> NoReturn:

@@ -55,7 +55,7 @@ def compiler() -> Any:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_spills(architecture: int, dtype: str, compiler: Compiler) -> None:
-    options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"
+    options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", "-ftz=true"
     log = compiler.log(fused.source(), *options, *fused.options(dtype))
     names = set(re.findall(r"__global__ void (\w+)\(", fused.source()))
     assert set(re.findall(r"Compiling entry function '(\w+)'", log)) == names
@@ -73,7 +73,7 @@ def test_kernels_of_all_steps_compile_without_spills(
 ) -> None:
     if dtype == "bfloat16" and architecture < BFLOAT16:
         pytest.skip("multiplies no bfloat16")
-    options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"
+    options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", "-ftz=true"
     log = compiler.log(persistent.source(), *options, *fused.options(dtype))
     names = {
         f"{cell}_all_{part}"
@@ -88,6 +88,16 @@ def test_kernels_of_all_steps_compile_without_spills(
     assert max(map(int, re.findall(r"Used (\d+) registers", log))) <= 168
     assert not re.findall(r"\d+ bytes smem", log)  # all of it is dynamic
     assert "warning" not in log
+
+
+def test_the_blocks_meet_by_release_and_acquire() -> None:
+    # Nothing here can see them weakened: on the processor the shim's own stand for them.
+    before, _, _ = persistent.source().partition("#else")
+    assert (
+        'asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");'
+        in before
+    )
+    assert 'asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) :' in before
 
 
 @pytest.mark.parametrize("source", [fused.source(), persistent.source()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import elementwise_on_cpu
 import numpy as np
 import pytest
 import standin
-from targets import need_module
+from targets import need_compiler, need_module
 from test_cuda_fused import HOST, LIMITS, Case, largest_error, on_standin, trusted
 
 from rnn_xp import recurrence
@@ -180,7 +179,9 @@ def test_a_run_is_one_kernel(libraries: tuple[Path, ...], xp: Any) -> None:
 @pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("gates", set(GATES.values()))
 def test_the_plan_stays_within_the_device(gates: tuple[int, ...], bits: int) -> None:
-    for limits in (H100, Limits(40, 65536, True), Limits(3, 17000, True)):
+    most = {65536: 75, 101376: 86, 166912: 80, 232448: 90}  # bytes of a block: CUDA's own figures
+    devices = [Limits(count, shared, True, of) for shared, of in most.items() for count in (3, 40)]
+    for limits in (H100, Limits(3, 17000, True), *devices):
         for hidden in (1, 5, 37, 130, 512, 1320, 1848):
             for batch in (1, 3, 17, 256):
                 both = plan.plans(Work(gates, bits), hidden, batch, limits)
@@ -466,8 +467,7 @@ def sanitized(
     """Run a cell's kernels under a sanitizer; return what it prints with each schedule."""
     (folder / "persistent.cu").write_text(only(source, which.kernel))
     here, made = Path(__file__).parent / "cuda", folder / "main"
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
+    need_compiler()
     gates = GATES["lstm" if which.kernel == "lstm" else "gru_reset_before"]
     flags = ["-std=c++20", "-O1", "-g1", "-w", f"-fsanitize={sanitizer}", f"-I{here}"]
     flags += [f"-I{folder}", f"-DBITS={which.bits}", f"-DCELL={which.kernel}"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cuda_on_cpu
 import elementwise_on_cpu
 import numpy as np
 import pytest
@@ -15,12 +18,13 @@ from targets import need, need_module
 
 from rnn_xp import backend as backends
 from rnn_xp import recurrence
-from rnn_xp.accelerate import native
+from rnn_xp.accelerate import native, one_by_one
 from rnn_xp.accelerate.cuda import engine as cuda
-from rnn_xp.accelerate.cuda import fused
+from rnn_xp.accelerate.cuda import fused, persistent, plan
+from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, select
 from rnn_xp.cli import main
-from rnn_xp.doctor import engines, parity, report, speed
+from rnn_xp.doctor import engines, parity, plain, report, speed
 
 NUMPY = select("numpy")
 
@@ -191,9 +195,71 @@ def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     found = json.loads((tmp_path / "r.json").read_text())
     ways = {(check["engine"], check["dtype"]) for check in found["checks"]}
     assert ways == {(e, d) for e in ("core", "fused") for d in ("float64", "float32", "float16")}
-    assert [time["engine"] for time in found["times"]] == ["core", "fused"]
+    assert [time["engine"] for time in found["times"]] == ["core", "fused", "plain loop"]
     assert found["cuda"] == {"device": "a stand-in"}
     assert "cuDNN was not timed: PyTorch" in said
+
+
+@pytest.fixture
+def whole(cupy: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return what makes the engine with kernels of all steps, from their source."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def made(source: str, limits: Limits) -> Any:
+        paths = [
+            cuda_on_cpu.library(source, folder, dtype=dtype) for dtype in ("float32", "float16")
+        ]
+        kernels = persistent.Persistent(cuda_on_cpu.kernels(*paths), lambda: limits)
+        # Not `one_by_one` itself, which says that nothing runs at once.
+        return cuda.Cuda(fused.Fused(cupy), kernels, partial(one_by_one))
+
+    return made
+
+
+def test_all_that_can_run_on_a_gpu_is_checked(
+    whole: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = whole(persistent.source(), Limits(4, 60000, True))
+    monkeypatch.setattr(cuda, "choose", lambda: engine)
+    monkeypatch.setattr(plan, "BEGIN", 3.0)  # so that few steps are enough to run levels at once
+    monkeypatch.setattr(plan, "RUN", 0.0)
+    deep = parity.Config("GRU", (12, 3, 4, 5), 2)
+    small = [parity.Config("GRU", (12, 3, 4, 5), bidirectional=True), deep]
+    large = parity.Config("GRU", (3, 2, 4, 300))
+    monkeypatch.setattr(parity, "grid", lambda **_: [*small, large])
+    assert doctor("--backend", "cupy") == 0
+    said = capsys.readouterr().out
+    for name in ("fused", "persistent", "persistent pair", "persistent wave"):
+        assert re.search(rf"cupy +{name} +GRU +float32 .* PASS", said), name
+    (line,) = [line for line in said.splitlines() if "300 units" in line and "float32" in line]
+    assert "not all steps in one kernel: it does not fit 4 multiprocessors of 60000 bytes" in line
+
+
+def test_a_kernel_that_goes_wrong_when_tried_fails(
+    whole: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    right, wrong = "x[0] + h[0], x[1] + h[1], x[2]", "x[1] + h[1], x[0] + h[0], x[2]"
+    assert right in persistent.source()
+    engine = whole(persistent.source().replace(right, wrong), Limits(4, 60000, True))
+    monkeypatch.setattr(cuda, "choose", lambda: engine)
+    monkeypatch.setattr(parity, "grid", lambda **_: [parity.Config("GRU", (5, 3, 4, 5))])
+    assert doctor("--backend", "cupy", "--json", tmp_path / "r.json") == 1
+    said = capsys.readouterr().out
+    assert "FAIL the float32 CUDA kernel of all steps of GRU goes wrong on this device" in said
+    assert "kernels FAILED when tried" in said
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert any("off by" in each for each in found["warnings"])
+    assert any("it went wrong when tried" in each for each in found["notes"])
+
+
+@pytest.mark.parametrize("cell", plain.LOOPS)
+def test_the_plain_loops_are_right(cell: str) -> None:
+    config = parity.Config(cell, (6, 3, 4, 5))
+    problem = parity.problem_of(config)
+    found = plain.LOOPS[cell](np, problem.params, problem.x, problem.dy)
+    expected = {k: a for k, a in parity.reference(config).items() if "state" not in k}
+    assert found.keys() == expected.keys()
+    assert max(parity.errors_of(found, expected, "float64").values()) < 1e-13
 
 
 def test_a_wrong_kernel_fails(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.json is not None:
         replace_file(options.json, report.document(findings))
         print(f"saved to {options.json}")
-    return 1 if findings.failed else 0
+    return 1 if findings.failed or findings.warnings else 0
 
 
 def _check(usable: list[Backend], findings: report.Findings, quick: bool) -> None:
@@ -58,13 +59,24 @@ def _check(usable: list[Backend], findings: report.Findings, quick: bool) -> Non
     for backend in usable:
         dtypes, lacks = parity.dtypes(backend)
         configs = parity.grid(quick=quick, gpu=is_gpu(backend))
-        found = list(parity.checks(backend, dtypes, configs))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", RuntimeWarning)
+            found = list(parity.checks(backend, dtypes, configs))
         for line in report.parity_lines(found):
             print(line, flush=True)
         findings.checks += found
         findings.notes += [f"{backend.name}: {why}" for why in lacks]
-    for line in (*findings.notes, *map(report.failure_line, findings.failed)):
+        if is_gpu(backend):
+            findings.notes += dict.fromkeys(parity.left_out(backend, dtypes, configs))
+        findings.warnings += [str(each.message) for each in warned if _is_ours(each)]
+    failed = map(report.failure_line, findings.failed)
+    for line in (*findings.notes, *(f"FAIL {said}" for said in findings.warnings), *failed):
         print(line)
+
+
+def _is_ours(warned: warnings.WarningMessage) -> bool:
+    """Tell a kernel's failed trial from NumPy's overflows."""
+    return "is not used" in str(warned.message)
 
 
 def _time(usable: list[Backend], findings: report.Findings, quick: bool) -> None:
@@ -76,6 +88,8 @@ def _time(usable: list[Backend], findings: report.Findings, quick: bool) -> None
         for time in speed.times(backend, configs):
             _say(findings, time)
         if gpu:
+            for time in speed.plain_times(backend, configs):
+                _say(findings, time)
             _time_cudnn(configs, findings)
 
 

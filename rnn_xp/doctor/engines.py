@@ -57,6 +57,18 @@ def runs(layer: Recurrent, backend: Backend, dtype: str, shape: tuple[int, int])
     return [Run(_name(each), run_by(layer, each)) for each in engines]
 
 
+def why_not_persistent(layer: Recurrent, backend: Backend, dtype: str, batch: int) -> str:
+    """Return in one line why a layer's steps do not run in one kernel of CuPy; empty if they do."""
+    try:
+        like = backend.asarray(np.zeros((1, 1)), dtype)
+        chosen = engine(layer.cell, like)
+        if not isinstance(chosen, Cuda):
+            return "the kernels are switched off"
+        return chosen.why_not(layer.cell, like.dtype, batch, operations(backend.xp))
+    except Exception:  # any: whatever it is, to run the layer raises it again
+        return ""
+
+
 def _name(chosen: Any) -> str:
     """Return an engine's name: that of its module or class, or the instruction set's."""
     if chosen == CORE:

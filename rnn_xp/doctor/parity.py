@@ -21,7 +21,7 @@ import numpy as np
 
 from rnn_xp.backend import Backend, select
 from rnn_xp.bench.cases import Shape
-from rnn_xp.doctor.engines import NAME_OF_CORE, is_gpu, on_core, runs
+from rnn_xp.doctor.engines import NAME_OF_CORE, is_gpu, on_core, runs, why_not_persistent
 from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
 
 HostArray = np.ndarray[Any, Any]
@@ -255,6 +255,17 @@ def checks(backend: Backend, names: list[str], configs: list[Config]) -> Iterato
                     errors, failure = _tried(layer, backend, dtype, config)
                     most = bound(config, dtype)
                     yield Check(backend.name, engine, dtype, config, most, errors, failure)
+
+
+def left_out(backend: Backend, names: list[str], configs: list[Config]) -> Iterator[str]:
+    """Yield in one line each where CuPy's steps do not run in one kernel, and why."""
+    for config in configs:
+        _, batch, _, hidden = config.shape
+        for dtype in names:
+            why = why_not_persistent(config.layer, backend, dtype, batch)
+            if why and dtype != "float64":
+                what = f"{config.cell} of {hidden} units, {batch} sequences, {dtype}"
+                yield f"{backend.name}: {what}: not all steps in one kernel: {why}"
 
 
 def _tried(

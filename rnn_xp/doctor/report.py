@@ -40,7 +40,9 @@ class Findings:
     checks: list[Check] = field(default_factory=list)
     times: list[Time] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What was not checked, and why."""
+    """What was not checked or does not run, and why."""
+    warnings: list[str] = field(default_factory=list)
+    """What this library warned of: a kernel that went wrong when it was tried."""
 
     @property
     def failed(self) -> list[Check]:
@@ -93,7 +95,10 @@ def conclusion(findings: Findings) -> str:
         return "no backend was checked: none can be used"
     if failed:
         return f"{failed} of {len(findings.checks)} checks FAILED"
-    return f"all {len(findings.checks)} checks passed"
+    passed = f"all {len(findings.checks)} checks passed"
+    if findings.warnings:
+        return f"{passed}, but {len(findings.warnings)} of the kernels FAILED when tried"
+    return passed
 
 
 def document(findings: Findings) -> bytes:
@@ -109,6 +114,7 @@ def document(findings: Findings) -> bytes:
         "backends": [status._asdict() for status in findings.backends.values()],
         "kernels": findings.kernels,
         "notes": findings.notes,
+        "warnings": findings.warnings,
         "conclusion": conclusion(findings),
         "checks": [_check(check) for check in findings.checks],
         "times": [

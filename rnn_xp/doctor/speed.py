@@ -17,11 +17,12 @@ from typing import Any
 
 from rnn_xp.backend import Backend
 from rnn_xp.bench.cases import Shape
+from rnn_xp.doctor import plain
 from rnn_xp.doctor.engines import runs
 from rnn_xp.doctor.parity import Config, Problem, first_line, problem_of
 from rnn_xp.layers import Recurrent
 
-CUDNN = "cuDNN"
+CUDNN, PLAIN = "cuDNN", "plain loop"
 _SHAPES: tuple[Shape, ...] = ((50, 1, 64, 128), (50, 32, 64, 128))
 _GPU_SHAPES: tuple[Shape, ...] = ((100, 16, 128, 512), (100, 64, 512, 1024))
 _CELLS = ("LSTM", "GRU")
@@ -55,6 +56,13 @@ def times(backend: Backend, configs: list[Config]) -> Iterator[Time]:
         for engine, layer in runs(config.layer, backend, "float32", config.shape[:2]):
             make = partial(_step, layer, problem_of(config), backend)
             yield _time(backend.name, engine, config, make)
+
+
+def plain_times(backend: Backend, configs: list[Config]) -> Iterator[Time]:
+    """Time the same configurations by the loops that one would write first."""
+    for config in configs:
+        make = partial(_plain_step, config, problem_of(config), backend)
+        yield _time(backend.name, PLAIN, config, make)
 
 
 def cudnn_times(configs: list[Config], device: str = "cuda") -> Iterator[Time]:
@@ -102,6 +110,17 @@ def _step(layer: Recurrent, problem: Problem, backend: Backend) -> Callable[[], 
         _, dx, _ = layer.backward(params, cache, dy)
         # JAX gives work to the CPU too without waiting for it.
         getattr(dx, "block_until_ready", backend.synchronize)()
+
+    return step
+
+
+def _plain_step(config: Config, problem: Problem, backend: Backend) -> Callable[[], None]:
+    params = {name: backend.asarray(a, "float32") for name, a in problem.params.items()}
+    x, dy = (backend.asarray(a, "float32") for a in (problem.x, problem.dy))
+
+    def step() -> None:
+        plain.LOOPS[config.cell](backend.xp, params, x, dy)
+        backend.synchronize()
 
     return step
 

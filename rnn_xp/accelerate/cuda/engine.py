@@ -20,6 +20,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from math import inf
 from threading import local
 from typing import Any, NamedTuple
 
@@ -160,6 +161,22 @@ class Cuda(Deep):
             if took < apart and self._trusts(whole, cell, dtype, ops):
                 found.append(engine)
         return found
+
+    def why_not(self, cell: Cell, dtype: Any, batch: int, ops: Operations) -> str:
+        """Return in one line why the steps do not run in one kernel here; empty where they do."""
+        whole = self._persistent
+        if whole is None or not whole.takes(cell, dtype):
+            return "there is none"
+        one, without = whole.costs(cell, dtype, batch)
+        if one == inf:
+            has = whole.limits()
+            return (
+                f"it does not fit {has.multiprocessors} multiprocessors of {has.shared} bytes of "
+                f"shared memory, compute capability {has.capability / 10}"
+            )
+        if one >= without:
+            return f"it does not pay: {one:.1f} µs a step on paper, {without:.1f} without"
+        return "" if self._trusts(whole, cell, dtype, ops) else "it went wrong when tried"
 
     def _trusts(self, whole: Persistent, cell: Cell, dtype: Any, ops: Operations) -> bool:
         """Tell whether the kernel of all steps was right when tried, on the current device."""
