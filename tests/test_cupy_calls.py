@@ -17,11 +17,11 @@ import pytest
 import standin
 from targets import need_module
 
-from rnn_xp import GRU, LSTM, RNN, character_model, losses, optim
+from rnn_xp import GRU, LSTM, RNN, Pool, character_model, losses, optim
 from rnn_xp.accelerate import one_by_one
 from rnn_xp.accelerate.cuda import engine, fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.plan import Limits
-from rnn_xp.backend import Backend, BackendError, select
+from rnn_xp.backend import Backend, BackendError, operations, select
 from rnn_xp.cli import main
 from rnn_xp.models import Chain, token_chain
 from rnn_xp.training import Report, Settings, Trainer
@@ -172,6 +172,87 @@ def test_bfloat16_needs_another_package_and_a_newer_cupy(
         backend().dtype("bfloat16")
 
 
+def unbatched(put: Callable[[Any], Any]) -> Any:
+    layer = LSTM(6, 8)
+    params = {name: put(a) for name, a in layer.init(0, dtype="float64").items()}
+    x = np.random.default_rng(0).standard_normal((5, 6))
+    y, state, cache = layer.forward(params, put(x))
+    dparams, dx, first = layer.backward(params, cache, y, state)
+    return y, *state, *dparams.values(), dx, *first
+
+
+def streamed(put: Callable[[Any], Any]) -> Any:
+    layer = GRU(6, 8, 2)
+    params = {name: put(a) for name, a in layer.init(0, dtype="float64").items()}
+    prepared, state, outputs = layer.prepare(params), None, []
+    for row in np.random.default_rng(0).standard_normal((4, 1, 3, 6)):
+        y, state = layer(prepared, put(row), state)
+        outputs.append(y)
+    return *outputs, state
+
+
+def pooled(kind: str, *, bidirectional: bool = False) -> Any:
+    def call(put: Callable[[Any], Any]) -> Any:
+        x = put(np.random.default_rng(0).standard_normal((5, 3, 4)))
+        pool = Pool(kind, bidirectional=bidirectional)
+        y, cache = pool.forward({}, x, lengths=[5, 2, 3])
+        return y, pool.backward({}, cache, y)[1]
+
+    return call
+
+
+def lost(loss: Callable[..., Any], *more: Any, outputs: int = 1) -> Any:
+    def call(put: Callable[[Any], Any]) -> Any:
+        rng = np.random.default_rng(0)
+        y = rng.standard_normal((5, 3, outputs) if more else (5, 3))
+        mask = put(np.arange(5)[:, None] < np.asarray([5, 2, 3]))
+        return loss(put(y), put(rng.uniform(0, 1, (5, 3))), *more, mask=mask)
+
+    return call
+
+
+CALLS: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
+    "without a batch": unbatched,
+    "step by step": streamed,
+    "pool, mean": pooled("mean"),
+    "pool, last": pooled("last"),
+    "pool, last of two directions": pooled("last", bidirectional=True),
+    "binary cross-entropy": lost(losses.binary_cross_entropy),
+    "squared error": lost(losses.squared_error),
+    "squared error of a sigmoid": lost(losses.sigmoid_squared_error),
+    "quantile loss": lost(losses.quantile_loss, (0.1, 0.5, 0.9), outputs=3),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_other_calls_read_nothing_and_give_the_same(call: str, xp: Any) -> None:
+    to = backend()
+    expected = CALLS[call](np.copy)
+    xp.reads.clear()
+    found = CALLS[call](to.asarray)
+    assert xp.reads == []
+    for a, b in zip(found, expected, strict=True):
+        assert isinstance(a, standin.Array)
+        np.testing.assert_allclose(a._host, b, rtol=1e-11, atol=1e-12)
+
+
+def test_arrays_of_two_libraries_or_devices_are_refused(xp: Any) -> None:
+    layer, to = GRU(6, 8), backend()
+    params = moved(layer.init(0), to, "float32")
+    x = np.ones((4, 2, 6), dtype=np.float32)
+    with pytest.raises(TypeError, match="x is a numpy ndarray but params is a"):
+        layer(params, x)
+    with pytest.raises(TypeError, match="h is a numpy ndarray but params is a"):
+        layer(params, to.asarray(x), np.zeros((1, 2, 8), dtype=np.float32))
+    with pytest.raises(ValueError, match="device"):
+        layer(params, backend(1).asarray(x))
+    with pytest.raises(TypeError, match="numpy"):
+        losses.squared_error(to.asarray(x), x)
+    with pytest.raises(TypeError, match="numpy"):
+        optim.SGD(0.1).update({"a": x}, optim.SGD(0.1).init({"a": x}), {"a": to.asarray(x)})
+    assert xp.reads == []
+
+
 def trained(to: Backend, reports: list[Report], reads: Callable[[], int]) -> tuple[Any, list[int]]:
     """Train a small text model; return the progress, and the reads after each step."""
     model = character_model(11, embedding_size=4, hidden_size=6, num_layers=2, dropout=0.2)
@@ -248,6 +329,22 @@ def test_everything_is_on_the_device_of_the_arrays(layer: str, xp: Any) -> None:
     with to.device:  # as a user would
         found = step(model, moved(params, to, "float64"), to, optim.Adam(), ragged=True)
     assert {a.device for a in found} == {to.device}
+    assert xp.current == 0
+
+
+@pytest.mark.parametrize("xp", ["persistent", "kernels"], indirect=True)
+@pytest.mark.parametrize("layer", [LSTM(6, 8, 2), GRU(6, 8, bidirectional=True)], ids=str)
+def test_the_kernels_run_on_the_device_of_their_arrays(layer: Any, xp: Any) -> None:
+    """An engine makes it the current one: on another one every launch is refused."""
+    to = backend(1)
+    params = moved(layer.init(0), to, "float32")
+    x = to.asarray(np.ones((4, 2, 6), dtype=np.float32))
+    weights, loops = layer._weights(params)[0], layer._loops(operations(xp))
+    chosen, zeros = layer._engine(x), [None] * len(layer.cell.state)
+    w = chosen.fold(layer.cell, xp, weights)
+    y, _, kept = chosen.run(loops, w, x, zeros, keep=True)
+    chosen.run_backward(loops, weights, kept, y, zeros)
+    assert {a.device for a in (x, y)} == {to.device}
     assert xp.current == 0
 
 

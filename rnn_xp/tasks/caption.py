@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.backend import Array, Backend, dtype_name
+from rnn_xp.backend import Array, Backend, dtype_name, to_floats
 from rnn_xp.captioner import END, Captioner
 from rnn_xp.datasets import load_digits
 from rnn_xp.decoding import beam_search, greedy
@@ -277,15 +277,16 @@ def loss_of(
     model: Captioner, params: Params, backend: Backend, reader: Reader, pictures: Pictures
 ) -> float:
     """Return the mean loss of a word, in nats, the end of a caption among the words."""
-    total, count = 0.0, 0
+    sums, count = [], 0
     for images, captions in _batches(params, backend, reader, pictures):
         batch = reader.encode(captions or ())
         words, mask = backend.asarray(batch.words), backend.asarray(batch.mask)
         logits, _ = model.forward(params, images, words, lengths=batch.lengths)
         targets = backend.asarray(batch.targets)
         loss, _ = softmax_cross_entropy(logits, targets, mask=mask, reduction="sum")
-        total, count = total + float(loss), count + int(batch.lengths.sum())
-    return total / count
+        sums.append(loss)
+        count += int(batch.lengths.sum())
+    return sum(to_floats(sums)) / count
 
 
 class Written(NamedTuple):
