@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import elementwise_on_cpu
@@ -245,3 +247,25 @@ def test_the_core_by_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RNN_XP_ACCELERATE")
     choose.cache_clear()
     assert isinstance(choose(), Cuda)
+
+
+def test_a_source_is_compiled_once_for_each_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, ...]] = []
+
+    class Module:
+        def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+            assert code == fused.source()
+            made.append(options)
+
+        def get_function(self, name: str) -> str:
+            return f"{name} of {len(made)}"
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=Module))
+    fused.compiled.cache_clear()
+    try:
+        for name in ("lstm_forward", "lstm_forward", "gru_backward"):
+            assert fused.compiled("bfloat16")(name) == f"{name} of 1"
+        assert fused.compiled("float64")("lstm_forward") == "lstm_forward of 2"
+    finally:
+        fused.compiled.cache_clear()
+    assert made == [("--std=c++17", "-DBITS=16", "-DBRAIN"), ("--std=c++17", "-DBITS=64")]

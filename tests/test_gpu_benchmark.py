@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,3 +148,63 @@ def test_without_a_gpu_it_says_so(
     assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 2
     assert capsys.readouterr().err.startswith("nothing is measured: no NVIDIA driver")
     assert not list(tmp_path.iterdir())
+
+
+class FakeEvent:
+    """Of either library: records the calls until then, each of which takes 4 ms."""
+
+    made: list[FakeEvent]
+    calls = 0
+
+    def __init__(self, *, enable_timing: bool = True) -> None:
+        assert enable_timing
+        FakeEvent.made.append(self)
+
+    def record(self) -> None:
+        self.at = FakeEvent.calls
+
+    def synchronize(self) -> None:
+        self.done = True
+
+    def elapsed_time(self, stop: FakeEvent) -> float:
+        assert stop.done
+        return 4.0 * (stop.at - self.at)
+
+
+def called() -> None:
+    FakeEvent.calls += 1
+
+
+def test_time_and_memory_on_cupy(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, pool = need_module("cupy"), SimpleNamespace(size=7)
+    pool.free_all_blocks = lambda: setattr(pool, "size", 2)
+    pool.total_bytes = lambda: pool.size
+    cuda = SimpleNamespace(Event=FakeEvent, get_elapsed_time=FakeEvent.elapsed_time)
+    fake = SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool)
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    FakeEvent.made = []
+    assert gpu.cupy_seconds(called, 3) == pytest.approx(4e-3)
+    assert len(FakeEvent.made) == 2
+    assert gpu.cupy_bytes(lambda: setattr(pool, "size", 12)) == 10
+    for name in ("Event", "get_elapsed_time"):
+        assert hasattr(real.cuda, name)
+    for name in ("free_all_blocks", "total_bytes"):
+        assert hasattr(real.cuda.MemoryPool, name)
+
+
+def test_time_and_memory_on_pytorch(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("torch")
+    cuda = need_module("torch").cuda
+    used = {"now": 9}
+    fakes = {
+        "Event": FakeEvent,
+        "empty_cache": lambda: used.update(now=3),
+        "reset_peak_memory_stats": lambda: None,
+        "memory_reserved": lambda: used["now"],
+        "max_memory_reserved": lambda: used["now"],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(cuda, name, fake)  # each of them is there
+    FakeEvent.made = []
+    assert gpu.torch_seconds(called, 5) == pytest.approx(4e-3)
+    assert gpu.torch_bytes(lambda: used.update(now=11)) == 8
