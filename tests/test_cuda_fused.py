@@ -261,11 +261,12 @@ def test_a_source_is_compiled_once_for_each_dtype(monkeypatch: pytest.MonkeyPatc
             return f"{name} of {len(made)}"
 
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=Module))
-    fused.compiled.cache_clear()
+    compiled: Any = fused.compiled
+    compiled.cache_clear()
     try:
         for name in ("lstm_forward", "lstm_forward", "gru_backward"):
-            assert fused.compiled("bfloat16")(name) == f"{name} of 1"
-        assert fused.compiled("float64")("lstm_forward") == "lstm_forward of 2"
+            assert compiled("bfloat16")(name) == f"{name} of 1"
+        assert compiled("float64")("lstm_forward") == "lstm_forward of 2"
     finally:
-        fused.compiled.cache_clear()
+        compiled.cache_clear()
     assert made == [("--std=c++17", "-DBITS=16", "-DBRAIN"), ("--std=c++17", "-DBITS=64")]
