@@ -121,8 +121,11 @@ class Deep(ABC):
         states: Sequence[Sequence[Array | None]],
         *,
         keep: bool,
-    ) -> tuple[Array, list[Sequence[Array]], Any]:
-        """Run every level: as `run`, with the weights and the states of each."""
+    ) -> tuple[Array, list[Sequence[Array]], Any] | None:
+        """Run every level: as `run`, with the weights and the states of each.
+
+        None, and nothing is done, where they are better run one after the other.
+        """
 
     @abstractmethod
     def run_levels_backward(
@@ -133,7 +136,7 @@ class Deep(ABC):
         dy: Array,
         dstates: Sequence[Sequence[Array | None]],
     ) -> tuple[list[Sequence[Weights]], Array, list[Sequence[Array]]]:
-        """Run every level backward through time: as `run_backward`, with those of each."""
+        """Run every level backward through time: as `run_backward`, after `run_levels`."""
 
 
 class Place(Protocol):

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from rnn_xp.accelerate.cuda.trial import TrialWarning
 from rnn_xp.backend import BACKENDS, Backend, available, select
 from rnn_xp.cli.backends import kernels, print_backends
 from rnn_xp.cli.console import check_output
@@ -60,7 +61,7 @@ def _check(usable: list[Backend], findings: report.Findings, quick: bool) -> Non
         dtypes, lacks = parity.dtypes(backend)
         configs = parity.grid(quick=quick, gpu=is_gpu(backend))
         with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always", RuntimeWarning)
+            warnings.simplefilter("always", TrialWarning)
             found = list(parity.checks(backend, dtypes, configs))
         for line in report.parity_lines(found):
             print(line, flush=True)
@@ -68,15 +69,11 @@ def _check(usable: list[Backend], findings: report.Findings, quick: bool) -> Non
         findings.notes += [f"{backend.name}: {why}" for why in lacks]
         if is_gpu(backend):
             findings.notes += dict.fromkeys(parity.left_out(backend, dtypes, configs))
-        findings.warnings += [str(each.message) for each in warned if _is_ours(each)]
+        tried = [each.message for each in warned if issubclass(each.category, TrialWarning)]
+        findings.warnings += map(str, tried)
     failed = map(report.failure_line, findings.failed)
     for line in (*findings.notes, *(f"FAIL {said}" for said in findings.warnings), *failed):
         print(line)
-
-
-def _is_ours(warned: warnings.WarningMessage) -> bool:
-    """Tell a kernel's failed trial from NumPy's overflows."""
-    return "is not used" in str(warned.message)
 
 
 def _time(usable: list[Backend], findings: report.Findings, quick: bool) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from rnn_xp.backend import Backend
+from rnn_xp.backend import Array, Backend
 from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor import plain
 from rnn_xp.doctor.engines import runs
@@ -101,9 +101,14 @@ def _seconds(step: Callable[[], None]) -> float:
     return perf_counter() - start
 
 
-def _step(layer: Recurrent, problem: Problem, backend: Backend) -> Callable[[], None]:
+def _moved(problem: Problem, backend: Backend) -> tuple[dict[str, Array], Array, Array]:
+    """Return parameters, x and dy on a backend."""
     params = {name: backend.asarray(a, "float32") for name, a in problem.params.items()}
-    x, dy = (backend.asarray(a, "float32") for a in (problem.x, problem.dy))
+    return params, backend.asarray(problem.x, "float32"), backend.asarray(problem.dy, "float32")
+
+
+def _step(layer: Recurrent, problem: Problem, backend: Backend) -> Callable[[], None]:
+    params, x, dy = _moved(problem, backend)
 
     def step() -> None:
         _, _, cache = layer.forward(params, x)
@@ -115,8 +120,7 @@ def _step(layer: Recurrent, problem: Problem, backend: Backend) -> Callable[[], 
 
 
 def _plain_step(config: Config, problem: Problem, backend: Backend) -> Callable[[], None]:
-    params = {name: backend.asarray(a, "float32") for name, a in problem.params.items()}
-    x, dy = (backend.asarray(a, "float32") for a in (problem.x, problem.dy))
+    params, x, dy = _moved(problem, backend)
 
     def step() -> None:
         plain.LOOPS[config.cell](backend.xp, params, x, dy)

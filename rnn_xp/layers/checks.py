@@ -143,19 +143,10 @@ def check_lengths(lengths: Sequence[int] | Array | None, steps: int, batch: int)
     return host
 
 
-def fits(array: Array, shape: tuple[int, ...], like: Array) -> bool:
-    """Tell at once that all is well with a NumPy array; False says nothing."""
-    return (
-        type(array) is np.ndarray
-        and type(like) is np.ndarray
-        and array.shape == shape
-        and array.dtype == like.dtype
-    )
-
-
 def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
     """Raise unless `array` is of the library of `like`, and passes `check_array`."""
-    if fits(array, shape, like):
+    both_numpy = type(array) is type(like) is np.ndarray
+    if both_numpy and array.shape == shape and array.dtype == like.dtype:  # all is well, at once
         return
     check_is_given(name, array)
     array_namespace(params=like, **{name: array})

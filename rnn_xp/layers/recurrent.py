@@ -73,8 +73,9 @@ class Cache:
     shape: tuple[int, ...] = ()
     """Of y."""
     loops: tuple[Loop, ...] = ()
-    levels: Sequence[Any] = ()
-    """What the engine keeps of them."""
+    levels: Any = ()
+    """What the engine keeps of each; of all of them where they ran at once."""
+    at_once: bool = False
     masks: Sequence[Array] = ()
     used: bool = False
 
@@ -309,7 +310,7 @@ class Recurrent:
         part = parts = self._state_in("dstate", dstate, dy.shape[1], batched, cache.like)
         gradients: list[Sequence[dict[str, Array]]] = []
         dstates: list[Sequence[Array]] = []
-        if self.num_layers > 1 and not masks and isinstance(cache.engine, Deep):
+        if cache.at_once and isinstance(cache.engine, Deep):
             each = [self._of_level(parts, level) for level in range(self.num_layers)]
             gradients, dy, dstates = cache.engine.run_levels_backward(
                 cache.loops, weights, cache.levels, dy, each
@@ -378,11 +379,14 @@ class Recurrent:
         part = parts = self._state_in("state", state, x.shape[1], batched, like)
         seed = dropout_seed if self.dropout and keep else None
         states: list[Sequence[Array]] = []
-        kept: list[Any] = []
+        kept: Any = []
         masks = []
+        at_once = None
         if self.num_layers > 1 and seed is None and isinstance(chosen, Deep):
             each = [self._of_level(parts, level) for level in range(self.num_layers)]
-            x, states, kept = chosen.run_levels(loops, levels, x, each, keep=keep)
+            at_once = chosen.run_levels(loops, levels, x, each, keep=keep)
+        if at_once is not None:
+            x, states, kept = at_once
         else:
             for level, w in enumerate(levels):
                 if level and seed is not None:
@@ -397,7 +401,7 @@ class Recurrent:
         y = x if batched else x[:, 0, :]
         if cache is not None:
             cache.shape, cache.loops = tuple(y.shape), loops
-            cache.levels, cache.masks = kept, masks
+            cache.levels, cache.masks, cache.at_once = kept, masks, at_once is not None
         return y, self._state_out(xp, states, batched)
 
     def _check_input(self, x: Array, like: Array) -> Namespace:

@@ -211,7 +211,9 @@ class Cuda(Deep):
         cell, ops, *_ = loops[0]
         with device_of(x):
             engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops))[-1]
-            return _run(engine, loops, w, x, state, keep=keep)
+            folded = _folded(engine, cell, ops, w)
+            y, last, kept = engine.run(loops, folded, x, state, keep=keep)
+        return y, last, Kept(engine, kept) if keep else None
 
     def run_backward(
         self,
@@ -233,57 +235,29 @@ class Cuda(Deep):
         states: Sequence[Sequence[Array | None]],
         *,
         keep: bool,
-    ) -> tuple[Array, list[Sequence[Array]], list[Kept | None]]:
-        """Run every level over x, at once or one after the other; see `Deep`."""
+    ) -> tuple[Array, list[Sequence[Array]], Kept | None] | None:
+        """Run every level over x, where they run at once; see `Deep`."""
         cell, ops, *_ = loops[0]
         with device_of(x):
             engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops), len(levels))[-1]
-            if isinstance(engine, Wave):
-                folded = [_folded(engine, cell, ops, w) for w in levels]
-                y, last, waved = engine.run_levels(loops, folded, x, states, keep=keep)
-                return y, last, [Kept(engine, waved) if keep else None]
-            last, all_kept = [], []
-            for w, state in zip(levels, states, strict=True):
-                x, after, kept = _run(engine, loops, w, x, state, keep=keep)
-                last.append(after)
-                all_kept.append(kept)
-        return x, last, all_kept
+            if not isinstance(engine, Wave):
+                return None
+            folded = [_folded(engine, cell, ops, w) for w in levels]
+            y, last, kept = engine.run_levels(loops, folded, x, states, keep=keep)
+        return y, last, Kept(engine, kept) if keep else None
 
     def run_levels_backward(
         self,
         loops: Sequence[Loop],
         weights: Sequence[Sequence[Weights]],
-        kept: list[Kept],
+        kept: Kept,
         dy: Array,
         dstates: Sequence[Sequence[Array | None]],
     ) -> tuple[list[Sequence[Weights]], Array, list[Sequence[Array]]]:
-        """Run every level backward through time, as the forward run did; see `Deep`."""
-        engine = kept[0].engine
-        if isinstance(engine, Wave):
-            with device_of(dy):
-                return engine.run_levels_backward(loops, weights, kept[0].kept, dy, dstates)
-        gradients: list[Sequence[Weights]] = []
-        first: list[Sequence[Array]] = []
-        for w, own, state in zip(weights[::-1], kept[::-1], dstates[::-1], strict=True):
-            made, dy, before = self.run_backward(loops, w, own, dy, state)
-            gradients.insert(0, made)
-            first.insert(0, before)
-        return gradients, dy, first
-
-
-def _run(
-    engine: Engine,
-    loops: Sequence[Loop],
-    w: Arranged,
-    x: Array,
-    state: Sequence[Array | None],
-    *,
-    keep: bool,
-) -> tuple[Array, Sequence[Array], Kept | None]:
-    """Run a level by an engine."""
-    folded = _folded(engine, loops[0].cell, loops[0].ops, w)
-    y, last, kept = engine.run(loops, folded, x, state, keep=keep)
-    return y, last, Kept(engine, kept) if keep else None
+        """Run every level backward through time; see `Deep`."""
+        assert isinstance(kept.engine, Wave)
+        with device_of(dy):
+            return kept.engine.run_levels_backward(loops, weights, kept.kept, dy, dstates)
 
 
 def _folded(engine: Engine, cell: Cell, ops: Operations, w: Arranged) -> Any:

@@ -18,6 +18,11 @@ from rnn_xp.cells.base import Cell
 from rnn_xp.cells.elman import ReluElman
 from rnn_xp.recurrence import Loop, Ragged
 
+
+class TrialWarning(RuntimeWarning):
+    """A kernel went wrong when it was tried, and is not used."""
+
+
 MOST = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4}
 """The largest error that counts as rounding, relative to the largest element of its array."""
 _STEPS, _BATCH, _INPUTS, _HIDDEN = 12, 5, 3, 70
@@ -44,7 +49,7 @@ def passes(tried: Persistent, known: Fused, cell: Cell, dtype: Any, ops: Operati
             f"the {dtype} CUDA kernel of all steps of {type(cell).__name__} goes wrong on this "
             f"device, and is not used: {wrong} (rnn-xp doctor --json report.json writes what an "
             "issue needs)",
-            RuntimeWarning,
+            TrialWarning,
             stacklevel=2,
         )
     return not wrong
