@@ -1,16 +1,19 @@
 """RNN, LSTM and GRU on a CUDA GPU, beside PyTorch's layers, which are cuDNN's there.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
+    python benchmarks/gpu.py --out gpu.json --limit 240 --dtype float32 --table grid long
 
 Needs CuPy and a PyTorch built for CUDA, in one environment. Contestants take turns in one process,
-round by round, on the same numbers, after their outputs and gradients were compared; each turn is
-warmed up, and timed by events on its own stream. What takes long at its first call (compiling,
-cuDNN's choice of an algorithm) is counted apart. The JSON is written after every row, and a run
-goes on where the last one stopped; the Markdown stands beside it. Without a GPU it says so, and
-exits with 2.
+round by round, on the same numbers, after all elements of their outputs and gradients were compared
+on the device. Turns are timed by events on the contestant's own stream; one of short calls is
+warmed up by a call before it. What takes long at its first call (compiling, cuDNN's choice of an
+algorithm) is counted apart. The JSON is written after every row, and a run goes on where the last
+one stopped, at a limit of time if one is given; the Markdown stands beside it. Without a GPU it
+says so, and exits with 2.
 
     rnn_xp          the engine that this library chooses
-    core            this library's plain loop, as CuPy operations
+    core            this library's plain loop, as CuPy operations: timed in the first round alone,
+                    and left out of long sequences where cuDNN is there to compare with
     cuDNN           PyTorch's layer, in the same number format
     cuDNN TF32      the same, float32 products in TF32: less exact, so that it is no judge
 """
@@ -20,12 +23,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -34,7 +39,7 @@ import numpy as np
 
 import rnn_xp
 from rnn_xp.backend import BackendError, select
-from rnn_xp.bench.cases import CELLS, GRID, Case, Data, data_of, layer_of
+from rnn_xp.bench.cases import CELLS, GRID, Case, HostArray, Shape, data_of, layer_of
 from rnn_xp.doctor.engines import on_core
 from rnn_xp.files import replace_file
 
@@ -43,12 +48,23 @@ LONG = (
     *((1024, 16, size, size) for size in (768, 1024, 2048)),
 )
 DEEP = tuple((1024, 16, size, size) for size in (256, 512))
-TASKS = ("inference", "training")
 DTYPES = ("float32", "float16")
+IN_ORDER = ("lstm", "gru", "rnn", "gru-before")
+TASKS = ("inference", "training")
+TABLES = ("grid", "long", "ragged", "2 levels", "4 levels", "bidirectional")
+ALONE = "gru-before"
+"""The cell that cuDNN does not have."""
+LOOP_STEPS = 512
+"""From so many steps on, the core is left out."""
+DRAWN = 2**20 + 7
+"""How many numbers are drawn: a prime, so that they begin elsewhere in every step."""
 TOLERANCE = {"float32": 2e-4, "float16": 3e-2}
 """Of the largest element of an output or a gradient."""
 TF32_TOLERANCE = 2e-2
-TURN = 0.02  # seconds; a shorter call is repeated as often as fits
+ROUNDS = 5
+SECONDS = 0.05
+"""Of a contestant in a row, all rounds together."""
+MOST_CALLS = 1000
 Seconds = Callable[[Callable[[], Any], int], float]
 """From a call and how often it is made to the seconds of one."""
 Results = dict[str, Any]
@@ -66,49 +82,124 @@ class Contestant(NamedTuple):
     seconds: Seconds
     pool: Callable[[Callable[[], Any]], int]
     """By how many bytes the library's memory pool grows in one call."""
-    to_numpy: Callable[[Any], Any]
+    view: Callable[[Any], Any]
+    """From an array of any library on the device to one of this library's, without a copy."""
     tolerance: float
+    once: bool = False
+    """Whether it is timed in the first round alone."""
+
+
+class Ready(NamedTuple):
+    """A contestant whose results are right."""
+
+    contestant: Contestant
+    calls: int
+    """In a turn."""
+    first: float
+    """The seconds of its first call."""
+
+
+class Numbers(NamedTuple):
+    """What goes into a case: `spread` makes x and dy of these."""
+
+    params: dict[str, HostArray]
+    x: HostArray
+    dy: HostArray
+    lengths: HostArray | None
 
 
 # What is measured
 
 
-def plan(dtypes: Sequence[str], cells: Sequence[str]) -> list[Case]:
-    """Return all rows: the grid, longer and larger ones, a ragged batch, levels, two directions."""
+def plan(
+    dtypes: Sequence[str], tasks: Sequence[str], cells: Sequence[str], tables: Sequence[str]
+) -> list[Case]:
+    """Return the rows asked for; what says most comes first, for a run that is stopped."""
+    return [
+        case
+        for dtype in DTYPES
+        for cell in IN_ORDER
+        for task in TASKS
+        for case in rows(dtype, cell, task)
+        if dtype in dtypes and cell in cells and task in tasks and case.table in tables
+    ]
+
+
+def rows(dtype: str, cell: str, task: str) -> list[Case]:
+    """Return the grid, longer and larger rows, a ragged batch, levels, and two directions.
+
+    There are few of a cell that cuDNN does not have.
+    """
+
+    def row(table: str, shape: Shape, **options: Any) -> Case:
+        return Case(table, task, cell, shape, dtype, **options)
+
+    if cell == ALONE:
+        return [row("grid", shape) for shape in GRID[-3:]] + [row("long", s) for s in LONG[2:3]]
     common = (100, 32, 256, 256)
-    found = []
-    for dtype in dtypes:
-        for task in TASKS:
-            for cell in cells:
-                found += [Case("grid", task, cell, shape, dtype) for shape in GRID]
-                found += [Case("long", task, cell, shape, dtype) for shape in LONG]
-                found.append(Case("ragged", task, cell, common, dtype, ragged=True))
-                for levels in (2, 4):
-                    found += [
-                        Case(f"{levels} levels", task, cell, shape, dtype, layers=levels)
-                        for shape in DEEP
-                    ]
-                two = {"layers": 2, "bidirectional": True}
-                found.append(Case("bidirectional", task, cell, common, dtype, **two))  # type: ignore[arg-type]
-    return found
+    return [
+        *(row("grid", shape) for shape in GRID),
+        *(row("long", shape) for shape in LONG),
+        row("ragged", common, ragged=True),
+        *(row(f"{n} levels", shape, layers=n) for n in (2, 4) for shape in DEEP),
+        row("bidirectional", common, layers=2, bidirectional=True),
+    ]
 
 
-def numbers(case: Case) -> Data:
-    """Return the numbers of a case; those of float16 are float32's, rounded."""
-    drawn = data_of(replace(case, dtype="float32"))
-    params = {name: a.astype(case.dtype) for name, a in drawn.params.items()}
-    return Data(params, drawn.x.astype(case.dtype), drawn.dy.astype(case.dtype), drawn.lengths)
+def numbers(case: Case) -> Numbers:
+    """Return the numbers of a case; those of float16 are float32's, rounded.
+
+    Parameters and lengths are drawn as for the other benchmarks. Of x and dy there are no more
+    than `DRAWN` numbers each.
+    """
+    steps, batch, size, hidden = case.shape
+    network = replace(case, table="", task="", shape=(1, 1, size, hidden), ragged=False)
+    x, dy = (
+        drawn[: math.prod(shape)].astype(case.dtype)
+        for drawn, shape in zip(noise(), shapes(case), strict=True)
+    )
+    lengths = np.random.default_rng(0).integers(1, steps + 1, batch)
+    lengths[0] = steps
+    return Numbers(parameters(network), x, dy, lengths if case.ragged else None)
+
+
+@lru_cache(maxsize=16)
+def parameters(network: Case) -> dict[str, HostArray]:
+    """Draw the parameters of a network, once for the rows in which it comes one after the other."""
+    drawn = data_of(replace(network, dtype="float32")).params
+    return {name: a.astype(network.dtype) for name, a in drawn.items()}
+
+
+@cache
+def noise() -> HostArray:
+    """Draw what x and dy are made of."""
+    return np.random.default_rng(0).standard_normal((2, DRAWN), dtype=np.float32)
+
+
+def shapes(case: Case) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return those of x and dy."""
+    steps, batch, size, _ = case.shape
+    return (steps, batch, size), (steps, batch, layer_of(case).output_size)
+
+
+def spread(drawn: Any, shape: tuple[int, ...], tile: Callable[[Any, tuple[int]], Any]) -> Any:
+    """Repeat numbers along a whole array, on their device, by the library's own function."""
+    count = math.prod(shape)
+    return tile(drawn, (-(-count // len(drawn)),))[:count].reshape(shape)
 
 
 # This library
 
 
-def ours(case: Case, data: Data, *, core: bool, backend: str = "cupy") -> Contestant:
+def ours(case: Case, data: Numbers, *, core: bool, backend: str = "cupy") -> Contestant:
     """Make a case ready in this library."""
     chosen = select(backend)
     layer = on_core(layer_of(case)) if core else layer_of(case)
     params = {name: chosen.asarray(a) for name, a in data.params.items()}
-    x, dy = chosen.asarray(data.x), chosen.asarray(data.dy)
+    x, dy = (
+        spread(chosen.asarray(drawn), shape, chosen.xp.tile)
+        for drawn, shape in zip((data.x, data.dy), shapes(case), strict=True)
+    )
     prepared = layer.prepare(params)
 
     def infer() -> dict[str, Any]:
@@ -120,7 +211,8 @@ def ours(case: Case, data: Data, *, core: bool, backend: str = "cupy") -> Contes
         return {"y": y, "dx": dx, **{f"d{name}": a for name, a in dparams.items()}}
 
     run = train if case.task == "training" else infer
-    return Contestant(run, cupy_seconds, cupy_bytes, chosen.to_numpy, TOLERANCE[case.dtype])
+    tolerance = TOLERANCE[case.dtype]
+    return Contestant(run, cupy_seconds, cupy_bytes, chosen.xp.from_dlpack, tolerance, once=core)
 
 
 def cupy_seconds(run: Callable[[], Any], calls: int) -> float:
@@ -150,19 +242,22 @@ def cupy_bytes(run: Callable[[], Any]) -> int:
 # PyTorch
 
 
-def torchs(case: Case, data: Data, *, tf32: bool, device: str = "cuda") -> Contestant:
+def torchs(case: Case, data: Numbers, *, tf32: bool, device: str = "cuda") -> Contestant:
     """Make a case ready in PyTorch's layer."""
     import torch
 
     _, _, size, hidden = case.shape
     kind = getattr(torch.nn, CELLS[case.cell])
-    module = kind(size, hidden, case.layers, bidirectional=case.bidirectional)
-    module.to(device, getattr(torch, case.dtype))
+    options = {"device": device, "dtype": getattr(torch, case.dtype)}
+    module = kind(size, hidden, case.layers, bidirectional=case.bidirectional, **options)
     module.load_state_dict({name: torch.tensor(a) for name, a in data.params.items()})
-    call = packed(module, data)
+    call = packed(module, case.shape[0], data.lengths)
     training = case.task == "training"
-    x = torch.tensor(data.x, device=device, requires_grad=training)
-    dy = torch.tensor(data.dy, device=device)
+    x, dy = (
+        spread(torch.tensor(drawn, device=device), shape, torch.tile)
+        for drawn, shape in zip((data.x, data.dy), shapes(case), strict=True)
+    )
+    x.requires_grad_(training)
 
     def infer() -> dict[str, Any]:
         with torch.inference_mode(), allowed(tf32):
@@ -179,20 +274,20 @@ def torchs(case: Case, data: Data, *, tf32: bool, device: str = "cuda") -> Conte
 
     tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[case.dtype]
     run = train if training else infer
-    return Contestant(run, torch_seconds, torch_bytes, lambda a: a.cpu().numpy(), tolerance)
+    return Contestant(run, torch_seconds, torch_bytes, torch.from_dlpack, tolerance)
 
 
-def packed(module: Any, data: Data) -> Callable[[Any], Any]:
+def packed(module: Any, steps: int, lengths: HostArray | None) -> Callable[[Any], Any]:
     """Return the function from x to y; a ragged batch is packed, and padded again."""
-    if data.lengths is None:
+    if lengths is None:
         return lambda x: module(x)[0]
     from torch import tensor
     from torch.nn.utils import rnn
 
-    lengths, steps = tensor(data.lengths), len(data.x)
+    each = tensor(lengths)
 
     def call(x: Any) -> Any:
-        given = rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        given = rnn.pack_padded_sequence(x, each, enforce_sorted=False)
         return rnn.pad_packed_sequence(module(given)[0], total_length=steps)[0]
 
     return call
@@ -238,13 +333,12 @@ def torch_bytes(run: Callable[[], Any]) -> int:
     return int(torch.cuda.max_memory_reserved() - before)
 
 
-def contestants(case: Case, data: Data) -> dict[str, Callable[[], Contestant]]:
+def contestants(case: Case, data: Numbers) -> dict[str, Callable[[], Contestant]]:
     """Return what can run a case, this library first."""
-    made: dict[str, Callable[[], Contestant]] = {
-        "rnn_xp": lambda: ours(case, data, core=False),
-        "core": lambda: ours(case, data, core=True),
-    }
-    if case.cell != "gru-before":
+    made: dict[str, Callable[[], Contestant]] = {"rnn_xp": lambda: ours(case, data, core=False)}
+    if case.cell == ALONE or case.shape[0] < LOOP_STEPS:
+        made["core"] = lambda: ours(case, data, core=True)
+    if case.cell != ALONE:
         made["cuDNN"] = lambda: torchs(case, data, tf32=False)
         if case.dtype == "float32":
             made["cuDNN TF32"] = lambda: torchs(case, data, tf32=True)
@@ -255,9 +349,12 @@ def contestants(case: Case, data: Data) -> dict[str, Callable[[], Contestant]]:
 
 
 def measure(
-    makers: dict[str, Callable[[], Contestant]], rounds: int, turn: float = TURN
+    makers: dict[str, Callable[[], Contestant]], rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> dict[str, dict[str, Any]]:
     """Compare the results of all with the first one's, then time them in turns.
+
+    A contestant has `seconds` for all its turns; a call that takes longer than one is timed once a
+    round.
 
     Returns
     -------
@@ -265,45 +362,101 @@ def measure(
         Of each: `min`, `median` (seconds of a call), `first` (the seconds that the first call took
         longer), `bytes`, `error` (the largest, relative); or `failed`, in one line.
     """
+    ready, found = compared(makers, rounds, seconds)
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for done in range(rounds):
+        for name, each in ready.items():
+            if "failed" in found[name] or (done and each.contestant.once):
+                continue
+            try:
+                times[name].append(turn(each))
+            except Exception as error:  # any: the library's own
+                found[name] = failure(error)
+    for name, each in ready.items():
+        if "failed" not in found[name]:
+            least = min(times[name])
+            middle = statistics.median(times[name])
+            found[name] |= {"min": least, "median": middle, "first": each.first - least}
+    return found
+
+
+def compared(
+    makers: dict[str, Callable[[], Contestant]], rounds: int, seconds: float
+) -> tuple[dict[str, Ready], dict[str, dict[str, Any]]]:
+    """Return those whose results are the first one's, and what is known of each by now."""
+    ready: dict[str, Ready] = {}
     found: dict[str, dict[str, Any]] = {}
-    ready: dict[str, tuple[Contestant, int]] = {}
     expected: dict[str, Any] = {}
+    view: Callable[[Any], Any] | None = None
     for name, make in makers.items():
         try:
-            start = perf_counter()
             contestant = make()
-            results = {k: contestant.to_numpy(a) for k, a in contestant.run().items()}
-            took = perf_counter() - start
+            first, results = first_call(contestant)
+            view = view or contestant.view
+            results = {k: view(a) for k, a in results.items()}
             expected = expected or results
             error = largest_error(results, expected)
             if not error <= contestant.tolerance:  # so that NaN counts
                 found[name] = {"failed": f"results differ by {error:.2g}"}
                 continue
-            memory = contestant.pool(contestant.run)
-            once = min(contestant.seconds(contestant.run, 1) for _ in range(3))
+            memory, calls = sized(contestant, rounds, seconds)
         except Exception as error:  # any: the library's own
-            found[name] = {"failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+            found[name] = failure(error)
             continue
-        ready[name] = contestant, max(1, min(1000, int(turn / max(once, 1e-9))))
-        found[name] = {"first": took - once, "bytes": memory, "error": error}
-    times: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(rounds):
-        for name, (contestant, calls) in ready.items():
-            contestant.seconds(contestant.run, 1)
-            times[name].append(contestant.seconds(contestant.run, calls))
-    for name, each in times.items():
-        found[name] |= {"min": min(each), "median": statistics.median(each)}
-    return found
+        ready[name] = Ready(contestant, calls, first)
+        found[name] = {"bytes": memory, "error": error}
+    return ready, found
+
+
+def first_call(contestant: Contestant) -> tuple[float, dict[str, Any]]:
+    """Return the seconds that a call takes, and what it returns."""
+    results: dict[str, Any] = {}
+    took = contestant.seconds(lambda: results.update(contestant.run()), 1)
+    return took, results
 
 
 def largest_error(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Return the largest error, relative to the largest element of its array."""
+    """Return the largest error, relative to the largest element of its array.
+
+    Every element counts. All arrays are of one library, which computes on their device and in their
+    dtype: only the two largest elements come to the host. (The difference of two float16 numbers
+    is exact where they are close, else rounded as any.)
+    """
     errors = [0.0]
     for name, right in expected.items():
-        scale = float(np.abs(right.astype(np.float64)).max()) or 1.0
-        difference = np.abs(found[name].astype(np.float64) - right.astype(np.float64))
-        errors.append(float(difference.max()) / scale)
+        scale = float(abs(right).max()) or 1.0
+        errors.append(float(abs(found[name] - right).max()) / scale)
     return float(np.max(errors))
+
+
+def sized(contestant: Contestant, rounds: int, seconds: float) -> tuple[int, int]:
+    """Return the bytes that a call takes, and how many calls make a turn.
+
+    The call whose memory is counted is timed too, and that is enough for one that takes all of a
+    contestant's time; a shorter one is timed again, now that the pool has its memory.
+    """
+    times: list[float] = []
+
+    def once() -> None:
+        times.append(contestant.seconds(contestant.run, 1))
+
+    memory = contestant.pool(once)
+    if times[0] < seconds:
+        once()
+    return memory, max(1, min(MOST_CALLS, int(seconds / rounds / max(min(times), 1e-9))))
+
+
+def turn(ready: Ready) -> float:
+    """Return the seconds of a call in one turn; short ones are warmed up."""
+    contestant, calls, _ = ready
+    if calls > 1:
+        contestant.seconds(contestant.run, 1)
+    return contestant.seconds(contestant.run, calls)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Return what is kept of an exception: its first line."""
+    return {"failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
 
 
 # What is written
@@ -370,13 +523,19 @@ def markdown(results: Results) -> str:
             rows = [r for r in results["rows"] if (r["dtype"], r["task"]) == (dtype, task)]
             if rows:
                 lines += [f"## {task.capitalize()}, {dtype}", "", *table(rows), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "## Summary", "", _SUMMED, "", *summary(results["rows"]), ""])
 
 
 _EXPLAINED = (
     "Minima of the rounds, µs a time step; the ratio is that of cuDNN to rnn_xp in the same number "
-    "format: above 1 rnn_xp is ahead, rows in bold are behind. TF32 is less exact. Memory is by "
-    "how much the library's pool grows in one call."
+    "format: above 1 rnn_xp is ahead, rows in bold are behind. TF32 is less exact. The core is a "
+    f"plain loop, timed in one round alone, and beside cuDNN not from {LOOP_STEPS} steps on (–). "
+    "Memory is by how much the library's pool grows in one call."
+)
+_SUMMED = (
+    "Over the rows where rnn_xp and cuDNN both have a time: in how many rnn_xp is ahead, and the "
+    "geometric mean of cuDNN ÷ rnn_xp. The second figures take cuDNN in TF32 where that is faster, "
+    "although it is less exact than rnn_xp, which computes in float32."
 )
 
 
@@ -403,15 +562,47 @@ def _time(found: dict[str, Any] | None, steps: int) -> str:
 
 
 def _ratio(found: dict[str, Any]) -> str:
-    both = [found.get(name, {}).get("min") for name in ("cuDNN", "rnn_xp")]
-    if None in both:
+    ratio = ratio_to(found, "cuDNN")
+    if ratio is None:
         return "–"
-    ratio = both[0] / both[1]
     return f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
 
 
 def _memory(found: dict[str, Any] | None) -> str:
     return "–" if found is None or "bytes" not in found else f"{found['bytes'] / 1e6:.1f}"
+
+
+def ratio_to(found: dict[str, Any], *peers: str) -> float | None:
+    """Return the time of the fastest of the peers over this library's; the first must have one."""
+    ours, first, *more = (found.get(name, {}).get("min") for name in ("rnn_xp", *peers))
+    if ours is None or first is None:
+        return None
+    return float(min(time for time in (first, *more) if time is not None) / ours)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table of how many rows are ahead, and by how much."""
+    head = ["", "rows", "with both times", "ahead of cuDNN", "cuDNN ÷ rnn_xp"]
+    head += ["ahead of the faster of cuDNN and cuDNN TF32", "the faster ÷ rnn_xp"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for dtype in DTYPES:
+        for task in TASKS:
+            found = [r["found"] for r in rows if (r["dtype"], r["task"]) == (dtype, task)]
+            ratios = [ratio_to(each, "cuDNN") for each in found]
+            faster = [ratio_to(each, "cuDNN", "cuDNN TF32") for each in found]
+            count = len(ratios) - ratios.count(None)
+            cells = [f"{task}, {dtype}", str(len(found)), str(count), *_summed(ratios)]
+            cells += _summed(faster) if dtype == "float32" else ["–", "–"]
+            if found:
+                lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _summed(ratios: Sequence[float | None]) -> tuple[str, str]:
+    both = [ratio for ratio in ratios if ratio is not None]
+    if not both:
+        return "–", "–"
+    return str(sum(ratio >= 1 for ratio in both)), f"{statistics.geometric_mean(both):.2f}"
 
 
 def load(path: Path, about: dict[str, str]) -> Results:
@@ -426,35 +617,71 @@ def load(path: Path, about: dict[str, str]) -> Results:
 
 def save(path: Path, results: Results) -> None:
     """Write the JSON, and the Markdown beside it."""
-    replace_file(path, json.dumps(results, indent=1).encode())
+    rows = ",\n".join(json.dumps(row) for row in results["rows"])  # a line each
+    about = json.dumps(results["about"])
+    replace_file(path, f'{{"about": {about}, "rows": [\n{rows}\n]}}\n'.encode())
     replace_file(path.with_suffix(".md"), markdown(results).encode())
+
+
+def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON to write")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help=f"of a contestant in a row, all rounds together (default {SECONDS:g})",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=math.inf,
+        help="begin no row after so many seconds; another run goes on there",
+    )
+    choices = {"dtype": DTYPES, "task": TASKS, "cell": IN_ORDER, "table": TABLES}
+    for name, each in choices.items():
+        parser.add_argument(f"--{name}", choices=each, nargs="+", default=each)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON to write")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
-    parser.add_argument("--cell", choices=list(CELLS), nargs="+", default=list(CELLS))
-    options = parser.parse_args(arguments)
+    start = perf_counter()
+    options = asked(arguments)
     try:
         results = load(options.out, facts())
     except NoGPU as error:
         print(f"nothing is measured: {error}", file=sys.stderr)
         return 2
-    done = {json.dumps(row["case"]) for row in results["rows"]}
-    for case in plan(options.dtype, options.cell):
-        key = json.loads(json.dumps(asdict(case)))
-        if json.dumps(key) in done:
-            continue
-        found = measure(contestants(case, numbers(case)), options.rounds)
+    done = [row["case"] for row in results["rows"]]
+    planned = plan(options.dtype, options.task, options.cell, options.table)
+    left = [case for case in planned if as_json(case) not in done]
+    for k, case in enumerate(left):
+        if perf_counter() - start >= options.limit:
+            print(f"stopped after {options.limit:g} seconds: {len(left) - k} rows are left")
+            return 0
+        found = measure(contestants(case, numbers(case)), options.rounds, options.seconds)
+        key = as_json(case)
         shown = {"table": case.table, "task": case.task, "cell": case.cell, "dtype": case.dtype}
         results["rows"].append({"case": key, **shown, "shape": key["shape"], "found": found})
         save(options.out, results)
         times = {name: _time(value, case.shape[0]) for name, value in found.items()}
         print(f"{case}: µs a step {times}, cuDNN / rnn_xp {_ratio(found)}", flush=True)
+        if all("failed" in each for each in found.values()):
+            print("stopped: everything fails; another run goes on after this row", file=sys.stderr)
+            return 1
     return 0
+
+
+def as_json(case: Case) -> dict[str, Any]:
+    """Return a case as it is read from the JSON."""
+    read: dict[str, Any] = json.loads(json.dumps(asdict(case)))
+    return read
 
 
 if __name__ == "__main__":

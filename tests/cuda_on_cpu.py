@@ -7,7 +7,6 @@ functions, and speed.
 from __future__ import annotations
 
 import ctypes
-import re
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Any
 import standin
 from targets import need_compiler
 
-from rnn_xp.accelerate.cuda import fused
+from rnn_xp.accelerate.cuda import persistent
 
 EACH = """
 extern "C" bool {0}_launch(void** args, unsigned grid, unsigned block, size_t shared,
@@ -26,7 +25,7 @@ extern "C" bool {0}_launch(void** args, unsigned grid, unsigned block, size_t sh
 }}
 extern "C" const char* {0}_codes() {{ return grid::codes({0}); }}
 """
-DTYPES = {"?": "bool", "I": "uint32"}
+DTYPES = {"?": "bool"}
 
 
 class Deadlock(Exception):
@@ -69,21 +68,37 @@ class Kernel:
         return int(value._host.ctypes.data)
 
 
-def library(source: str, folder: Path, *flags: str, dtype: str = "float32") -> Path:
-    """Compile a source for a dtype; return where the library lies."""
-    need_compiler()
-    names = re.findall(r"\nKERNELS\((\w+), ", source)
-    names = [f"{name}_all_{part}" for name in names for part in ("forward", "backward")]
-    path = folder / f"{dtype}.cpp"
-    path.write_text('#include "grid.h"\n' + source + "".join(map(EACH.format, names)))
-    always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", *fused.options(dtype)[1:]]
-    always.append(f"-I{Path(__file__).parent / 'cuda'}")
-    made = path.with_suffix(".so")
-    subprocess.run(["g++", *always, *flags, path, "-o", made], check=True)
-    return made
+def dtype_of(options: tuple[str, ...]) -> str:
+    """Return the dtype that a source is compiled for."""
+    bits = int(next(name for name in options if name.startswith("-DBITS=")).partition("=")[2])
+    return "bfloat16" if "-DBRAIN" in options else f"float{bits}"
 
 
-def kernels(*paths: Path, order: int = 0) -> Callable[[str], Callable[[str], Kernel]]:
-    """Return the kernels of libraries, from a dtype's name and a kernel's."""
-    loaded = {path.stem: ctypes.CDLL(str(path)) for path in paths}
-    return cache(lambda dtype: cache(lambda name: Kernel(loaded[dtype], name, dtype, order)))
+class Library:
+    """Kernels, each compiled when it is first asked for; `source` gives that of a kernel."""
+
+    def __init__(self, source: Callable[[str], str], folder: Path, *flags: str) -> None:
+        self._source, self._folder, self._flags = source, folder, flags
+        self._loaded: dict[tuple[str, ...], Any] = {}
+
+    def kernels(self, order: int = 0) -> persistent.Compiled:
+        """Return the kernels, as `persistent.compiled`; `order` is that of `grid.h`."""
+
+        def compiled(name: str, options: tuple[str, ...]) -> Kernel:
+            given = name, *options[1:]
+            if given not in self._loaded:
+                self._loaded[given] = ctypes.CDLL(str(self._compile(*given)))
+            return Kernel(self._loaded[given], name, dtype_of(options), order)
+
+        return cache(compiled)
+
+    def _compile(self, name: str, *options: str) -> Path:
+        """Compile a kernel; return where its library lies."""
+        need_compiler()
+        path = self._folder / f"{len(self._loaded)}.cpp"
+        path.write_text('#include "grid.h"\n' + self._source(name) + EACH.format(name))
+        always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w", *options]
+        always.append(f"-I{Path(__file__).parent / 'cuda'}")
+        made = path.with_suffix(".so")
+        subprocess.run(["g++", *always, *self._flags, path, "-o", made], check=True)
+        return made

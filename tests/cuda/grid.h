@@ -198,10 +198,6 @@ template <>
 struct Code<const bool*> {
   static constexpr char value = '?';
 };
-template <>
-struct Code<unsigned*> {
-  static constexpr char value = 'I';
-};
 
 template <class... A>
 const char* codes(void (*)(A...)) {
@@ -281,16 +277,29 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
   warp.barrier.wait(false);
 }
 
+struct float4 {
+  float x, y, z, w;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+// Relaxed, as the device's: they order nothing.
 template <class T>
-T __ldcg(const T* from) {  // plain: ThreadSanitizer must see it
-  return *from;
+T fetch(const T* from) {
+  return std::atomic_ref<T>(*(T*)from).load(std::memory_order_relaxed);
 }
 
-inline void arrive(unsigned* counter) {
+inline uint4 fetch(const uint4* from) {
+  const unsigned* const each = &from->x;
+  return {fetch(each), fetch(each + 1), fetch(each + 2), fetch(each + 3)};
+}
+
+inline void prefetch(const void*) {}
+
+template <class T>
+void give(T* to, T value) {
   grid::moved();
-  std::atomic_ref<unsigned>(*counter).fetch_add(1, std::memory_order_release);
-}
-
-inline unsigned arrived(const unsigned* counter) {
-  return std::atomic_ref<unsigned>(*(unsigned*)counter).load(std::memory_order_acquire);
+  std::atomic_ref<T>(*to).store(value, std::memory_order_relaxed);
 }

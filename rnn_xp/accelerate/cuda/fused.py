@@ -95,9 +95,6 @@ class Fused:
         From the name of a dtype to the kernels, by name.
     """
 
-    rows = 1
-    """Rows of the states where nothing is kept."""
-
     def __init__(self, kernels: Callable[[str], Kernels]) -> None:
         self._kernels = kernels
 
@@ -125,16 +122,41 @@ class Fused:
         if ragged is not None:
             x = zero_rows(ops, ragged.valid, x)
         x = ops.xp.reshape(x, (steps * batch, inputs))
-        rows, first = (steps + 1, steps if reverse else 0) if keep else (self.rows, 0)
-        parts = [_states(ops, part, (rows, batch, hidden), first, x) for part in state]
-        extra = ops.buffer((steps if keep else 1, batch, hidden), x) if cell.extras else None
-        kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), *_pair(parts), extra)
+        parts = self._states(ops, len(state), (steps, batch, hidden), x, keep=keep)
+        for rows, part in zip(parts, state, strict=True):
+            rows[-1 if reverse else 0, ...] = 0 if part is None else part
+        extra = self._extra(ops, cell, (steps, batch, hidden), x, keep=keep)
+        kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), *pair(parts), extra)
         y = ops.buffer((steps, batch, hidden), x)
         after = self._forward(loop, w, kept, y, keep=keep)
-        last = [part[after, ...] for part in parts]
-        if not keep:
-            return y, last, None
-        return y, [ops.copy(part, out=ops.buffer((batch, hidden), x)) for part in last], kept
+        last = [part[min(after, part.shape[0] - 1), ...] for part in parts]
+        # A view would hold the rows of all steps.
+        last = [ops.copy(part, out=ops.buffer((batch, hidden), x)) for part in last]
+        return y, last, kept if keep else None
+
+    def _states(
+        self, ops: Operations, count: int, shape: tuple[int, ...], like: Array, *, keep: bool
+    ) -> list[Array]:
+        """Return arrays for h and c of (T, B, H): of all steps, or of one at a time."""
+        steps, *state = shape
+        return [ops.buffer((steps + 1 if keep else 1, *state), like) for _ in range(count)]
+
+    def _extra(
+        self, ops: Operations, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
+    ) -> Array | None:
+        """Return an array for q or u of a cell that has one."""
+        steps, *state = shape
+        return ops.buffer((steps if keep else 1, *state), like) if cell.extras else None
+
+    def _made(self, ops: Operations, cell: Cell, kept: Kept, dy: Array) -> Made:
+        """Return arrays for the gradients of the pre-activations."""
+        kind, (steps, batch, hidden) = _KINDS[type(cell)], dy.shape
+        made = Made(kept.gates, kept.gates, None)
+        if kind.blocks_hh:
+            made = made._replace(hh=ops.buffer((steps * batch, kind.blocks_hh * hidden), dy))
+        if len(kind.backward) == 2:
+            made = made._replace(u=ops.buffer((steps * batch, hidden), dy))
+        return made
 
     def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
         """Run all steps; return the row of the last state."""
@@ -168,22 +190,15 @@ class Fused:
         dstate: Sequence[Array | None],
     ) -> tuple[Weights, Array, Sequence[Array]]:
         """Run the cell backward through time; see `recurrence.run_backward`."""
-        cell, ops, ragged, reverse = loop
+        cell, ops, _, reverse = loop
         xp, (steps, batch, hidden) = ops.xp, dy.shape
-        w, kind = self.fold(cell, xp, weights), _KINDS[type(cell)]
-        first = [_states(ops, part, (1, batch, hidden), 0, dy)[0, ...] for part in dstate]
-        carry = None
-        if kind.carries or ragged is not None:
-            carry = xp.zeros((batch, hidden), dtype=dy.dtype)
-        made = Made(chunks.gates, chunks.gates, None)
-        if kind.blocks_hh:
-            made = made._replace(hh=ops.buffer((steps * batch, kind.blocks_hh * hidden), dy))
-        if len(kind.backward) == 2:
-            made = made._replace(u=ops.buffer((steps * batch, hidden), dy))
+        w = self.fold(cell, xp, weights)
+        first = [ops.buffer((batch, hidden), dy) for _ in dstate]
+        for part, given in zip(first, dstate, strict=True):
+            part[...] = 0 if given is None else given
+        made = self._made(ops, cell, chunks, dy)
         dy = xp.ascontiguousarray(dy)
-        self._backward(loop, w, chunks, dy, (*_pair(first), carry), made)
-        if carry is not None:
-            first[0] = ops.add(first[0], carry, out=first[0])
+        self._backward(loop, w, chunks, dy, first, made)
         gradients = _gradients(ops, w, chunks, made, reverse)
         dx = xp.reshape(xp.dot(made.ih, w["weight_ih"]), (steps, batch, chunks.x.shape[1]))
         return gradients, dx, first
@@ -194,12 +209,15 @@ class Fused:
         w: Weights,
         kept: Kept,
         dy: Array,
-        dstate: tuple[Array, Array | None, Array | None],
+        dstate: Sequence[Array],
         made: Made,
     ) -> None:
         """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
         cell, ops, ragged, reverse = loop
         steps, batch, hidden = dy.shape
+        carry = None
+        if _KINDS[type(cell)].carries or ragged is not None:
+            carry = ops.xp.zeros((batch, hidden), dtype=dy.dtype)
         kernels = self._named(_KINDS[type(cell)].backward, dy)
         # Of two products, the step's second one is the first here.
         operands = (made.hh, made.u)[: len(kernels)][::-1]
@@ -207,29 +225,23 @@ class Fused:
             (kernel, ops.unstack(ops.xp.reshape(rows, (steps, batch, -1))), weight)
             for kernel, rows, weight in zip(kernels, operands, _blocks(cell, w)[::-1], strict=True)
         ]
-        arguments = pointers(valid(ragged), dy, *kept[1:], *dstate, made.hh, made.u)
+        arguments = pointers(valid(ragged), dy, *kept[1:], *pair(dstate), carry, made.hh, made.u)
         grid, block = _threads(batch, hidden)
         for k in range(steps) if reverse else reversed(range(steps)):
             before, after = (k + 1, k) if reverse else (k, k + 1)
             for kernel, rows, weight in stages:
                 kernel(grid, block, (hidden, k, before, after, *arguments))
                 ops.xp.dot(rows[k], weight, out=dstate[0])
+        if carry is not None:
+            ops.add(dstate[0], carry, out=dstate[0])
 
     def _named(self, names: Sequence[str], like: Array) -> list[Kernel]:
         kernels = self._kernels(NAMES[like.dtype.char])
         return [kernels(name) for name in names]
 
 
-def _states(
-    ops: Operations, part: Array | None, shape: tuple[int, ...], first: int, like: Array
-) -> Array:
-    """Return rows for a part of a state; the row `first` is `part`, or zeros."""
-    rows = ops.buffer(shape, like)
-    rows[first, ...] = 0 if part is None else part
-    return rows
-
-
-def _pair(parts: Sequence[Array]) -> tuple[Array, Array | None]:
+def pair(parts: Sequence[Array]) -> tuple[Array, Array | None]:
+    """Return the first part of a state, and the second one if there is one."""
     return parts[0], parts[1] if len(parts) == 2 else None
 
 

@@ -1,8 +1,11 @@
 """CuPy: all steps of a run in one kernel, forward and backward (`persistent.cu`).
 
-The recurrent weights stay in shared memory, and the blocks meet once a step; the input product and
-the gradients of the weights and of x are products outside, as in `fused`. float32; float16 and
-bfloat16 on tensor cores, which add in float32. Never run on a GPU yet.
+The recurrent weights stay in registers, and the blocks send each other the states; the product with
+the input and the gradients of the weights and of x are products outside, as in `fused`. float32;
+float16 and bfloat16 on tensor cores, which add in float32.
+
+The hidden size, and how many weights a thread holds, are known when a kernel is compiled: so it is
+compiled when a size first runs, for what `plan` finds. The kernels of a run are two, one each way.
 """
 
 from __future__ import annotations
@@ -10,32 +13,53 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from rnn_xp.accelerate.cuda import fused
-from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernels, Made
+from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernel, Made
 from rnn_xp.accelerate.cuda.plan import (
     BFLOAT16,
     THREADS,
     Limits,
+    Plan,
     Work,
     cost,
     cost_without,
     plans,
 )
-from rnn_xp.backend import Array
+from rnn_xp.backend import Array, Operations
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
 
-# By the cells' types: the kernels' name, and the gates of each product of a step.
-_CELLS: dict[Any, tuple[str, tuple[int, ...]]] = {
-    CELLS["rnn_tanh"]: ("tanh", (1,)),
-    CELLS["rnn_relu"]: ("relu", (1,)),
-    CELLS["lstm"]: ("lstm", (4,)),
-    CELLS["gru"]: ("gru", (3,)),
-    CELLS["gru_reset_before"]: ("reset", (2, 1)),
+
+class Kind(NamedTuple):
+    """How a cell runs here."""
+
+    name: str
+    """Of its kernels."""
+    functions: tuple[str, str]
+    """Of the source, forward and backward."""
+    gates: tuple[int, ...]
+    """Of each product of a step."""
+
+
+# By the cells' types.
+_KINDS: dict[Any, Kind] = {
+    CELLS["rnn_tanh"]: Kind("tanh", ("forward<Tanh>", "backward<Tanh>"), (1,)),
+    CELLS["rnn_relu"]: Kind("relu", ("forward<Relu>", "backward<Relu>"), (1,)),
+    CELLS["lstm"]: Kind("lstm", ("forward<Lstm>", "backward<Lstm>"), (4,)),
+    CELLS["gru"]: Kind("gru", ("forward<Gru>", "backward<Gru>"), (3,)),
+    CELLS["gru_reset_before"]: Kind(
+        "reset", ("reset_forward<Reset>", "reset_backward<Reset>"), (2, 1)
+    ),
 }
+PARTS = ("forward", "backward")
+NAMES = tuple(f"{kind.name}_all_{part}" for kind in _KINDS.values() for part in PARTS)
+"""Of all kernels."""
+
+Compiled = Callable[[str, tuple[str, ...]], Kernel]
+"""From a kernel's name and `options` to the kernel."""
 
 
 class Persistent(Fused):
@@ -43,23 +67,19 @@ class Persistent(Fused):
 
     Parameters
     ----------
-    kernels : function
-        As for `Fused`.
+    compiled : function
     limits : function
         Returns what the current device has.
     """
 
-    rows = 2
-
-    def __init__(self, kernels: Callable[[str], Kernels], limits: Callable[[], Limits]) -> None:
-        super().__init__(kernels)
-        self.limits = limits
+    def __init__(self, compiled: Compiled, limits: Callable[[], Limits]) -> None:
+        self._compiled, self.limits = compiled, limits
         self._parts: dict[int, Persistent] = {}
 
     def on(self, multiprocessors: int) -> Persistent:
         """Return the engine that uses no more than so many multiprocessors."""
         most = min(multiprocessors, self.limits().multiprocessors)
-        return Persistent(self._kernels, lambda: self.limits()._replace(multiprocessors=most))
+        return Persistent(self._compiled, lambda: self.limits()._replace(multiprocessors=most))
 
     def part(self, count: int) -> Persistent:
         """Return the engine that uses no more than one of so many parts of the multiprocessors."""
@@ -69,12 +89,12 @@ class Persistent(Fused):
             return whole._replace(multiprocessors=max(1, whole.multiprocessors // count))
 
         if count not in self._parts:
-            self._parts[count] = Persistent(self._kernels, limits)
+            self._parts[count] = Persistent(self._compiled, limits)
         return self._parts[count]
 
     def takes(self, cell: Cell, dtype: Any) -> bool:
         """Tell whether there are kernels for this cell and dtype."""
-        return type(cell) in _CELLS and dtype.char in "eEf"
+        return type(cell) in _KINDS and dtype.char in "eEf"
 
     def costs(self, cell: Cell, dtype: Any, batch: int) -> tuple[float, float]:
         """Return the µs of a step of so many sequences on the current device: here, and without.
@@ -86,15 +106,33 @@ class Persistent(Fused):
         runs = batch and (dtype.char != "E" or limits.capability >= BFLOAT16)
         return cost(*given) if runs else inf, cost_without(*given)
 
+    def _states(
+        self, ops: Operations, count: int, shape: tuple[int, ...], like: Array, *, keep: bool
+    ) -> list[Array]:
+        steps, *state = shape
+        others = super()._states(ops, count - 1, shape, like, keep=keep)
+        return [_empty(ops, (steps + 1, *state), like), *others]
+
+    def _extra(
+        self, ops: Operations, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
+    ) -> Array | None:
+        if len(_KINDS[type(cell)].gates) == 2:
+            return _empty(ops, shape, like)  # u
+        return super()._extra(ops, cell, shape, like, keep=keep)
+
+    def _made(self, ops: Operations, cell: Cell, kept: Kept, dy: Array) -> Made:
+        gates, (steps, batch, hidden) = _KINDS[type(cell)].gates, dy.shape
+        hh = _empty(ops, (steps * batch, gates[0] * hidden), dy)
+        u = _empty(ops, (steps * batch, hidden), dy) if len(gates) == 2 else None
+        return Made(kept.gates if cell.extras else hh, hh, u)
+
     def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
         """Run all steps; return the row of the last state."""
-        steps, reverse = int(y.shape[0]), loop.reverse
+        reverse = loop.reverse
         given = (fused.valid(loop.ragged), w.get("bias_ih"), w.get("bias_hh"))
         arrays = (w["weight_hh"], *given, *kept[1:], y)
-        self._launch(loop, "forward", y, (int(reverse), int(keep)), arrays)
-        if not keep:
-            return steps % 2
-        return 0 if reverse else steps
+        self._launch(loop, 0, y, (int(reverse), int(keep)), arrays)
+        return 0 if reverse else int(y.shape[0])
 
     def _backward(
         self,
@@ -102,47 +140,59 @@ class Persistent(Fused):
         w: Weights,
         kept: Kept,
         dy: Array,
-        dstate: tuple[Array, Array | None, Array | None],
+        dstate: Sequence[Array],
         made: Made,
     ) -> None:
         """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
-        arrays = (
-            w["weight_hh"],
-            fused.valid(loop.ragged),
-            dy,
-            *kept[1:],
-            *dstate[:2],
-            made.hh,
-            made.u,
-        )
-        self._launch(loop, "backward", dy, (int(loop.reverse),), arrays)
+        given = (w["weight_hh"], fused.valid(loop.ragged), dy)
+        arrays = (*given, *kept[1:], *fused.pair(dstate), made.hh, made.u)
+        self._launch(loop, 1, dy, (int(loop.reverse),), arrays)
 
     def _launch(
         self,
         loop: Loop,
-        part: str,
+        part: int,
         like: Array,
         how: tuple[int, ...],
         arrays: Sequence[Array | None],
     ) -> None:
-        (name, _), (steps, batch, hidden) = _CELLS[type(loop.cell)], like.shape
+        kind, (steps, batch, hidden) = _KINDS[type(loop.cell)], like.shape
         found = plans(_work(loop.cell, like.dtype), hidden, batch, self.limits())
         assert found is not None, "chosen although it does not fit"
-        plan, xp = found[part == "backward"], loop.ops.xp
-        counter = xp.zeros((1,), dtype=xp.uint32)
-        sizes = (hidden, batch, steps, plan.units, plan.tile)
-        (kernel,) = self._named([f"{name}_all_{part}"], like)
-        arguments = (*sizes, *how, counter, *fused.pointers(*arrays))
+        plan, name = found[part], f"{kind.name}_all_{PARTS[part]}"
+        kernel = self._compiled(name, options(fused.NAMES[like.dtype.char], hidden, plan))
+        arguments = (batch, steps, plan.share, plan.tile, *how, *fused.pointers(*arrays))
         kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
 
 
+def _empty(ops: Operations, shape: tuple[int, ...], like: Array) -> Array:
+    """Return an array in which no number is yet: EMPTY of persistent.cu everywhere."""
+    xp = ops.xp
+    bits = xp.int16 if like.dtype.itemsize == 2 else xp.int32
+    empty: Array = xp.full(shape, -1, dtype=bits).view(like.dtype)
+    return empty
+
+
 def _work(cell: Cell, dtype: Any) -> Work:
-    return Work(_CELLS[type(cell)][1], 8 * dtype.itemsize)
+    return Work(_KINDS[type(cell)].gates, 8 * dtype.itemsize)
 
 
-def source() -> str:
-    """Return the kernels' source, complete in itself."""
-    return fused.source("persistent.cu")
+def source(name: str) -> str:
+    """Return the source of a kernel, complete in itself."""
+    kind = next(kind for kind in _KINDS.values() if name.startswith(f"{kind.name}_all_"))
+    part = name.rpartition("_")[2]
+    function = kind.functions[PARTS.index(part)]
+    return f"{fused.source('persistent.cu')}{part.upper()}_KERNEL({kind.name}, {function})\n"
+
+
+@cache
+def options(dtype: str, hidden: int, plan: Plan) -> tuple[str, ...]:
+    """Return how the source is compiled for a dtype, a hidden size and a plan."""
+    given = {"THREADS": THREADS, "HIDDEN": hidden, "UNITS": plan.units}
+    for which, laid in zip("HU", plan.layouts, strict=False):
+        held = {"TALL": laid.tall, "WIDE": laid.wide, "SIDE": laid.side}
+        given |= {f"{name}_{which}": value for name, value in held.items()}
+    return *fused.options(dtype), *(f"-D{name}={value}" for name, value in given.items())
 
 
 def limits() -> Limits:
@@ -167,23 +217,18 @@ def _limits(device: int) -> Limits:
     )
 
 
-def compiled(dtype: str) -> Kernels:
-    """Return the kernels of the current device; they are compiled at their first use."""
+def compiled(name: str, options: tuple[str, ...]) -> Kernel:
+    """Return a kernel of the current device; it is compiled at its first use."""
     import cupy
 
-    return _compiled(cupy.cuda.Device().id, dtype)
+    return _kernel(cupy.cuda.Device().id, name, options)
 
 
 @cache
-def _compiled(device: int, dtype: str) -> Kernels:
+def _kernel(device: int, name: str, options: tuple[str, ...]) -> Kernel:
     import cupy
 
-    options = fused.options(dtype)
-    module = cupy.RawModule(code=source(), options=options, enable_cooperative_groups=True)
-
-    def named(name: str) -> Any:
-        kernel = module.get_function(name)
-        kernel.max_dynamic_shared_size_bytes = _limits(device).shared
-        return kernel
-
-    return cache(named)
+    module = cupy.RawModule(code=source(name), options=options, enable_cooperative_groups=True)
+    kernel: Any = module.get_function(name)
+    kernel.max_dynamic_shared_size_bytes = _limits(device).shared
+    return kernel  # type: ignore[no-any-return]

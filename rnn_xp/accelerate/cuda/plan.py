@@ -1,33 +1,38 @@
 """Whether a run fits a device's persistent kernels, how it lies there, and whether it pays.
 
-A block per multiprocessor keeps the recurrent weights of its hidden units in shared memory, beside
-the states of as many sequences as fit: the tile. The cost is counted on paper, from what a step
-moves and multiplies; its constants are estimates and were not measured.
+A block per multiprocessor holds the recurrent weights of its hidden units in registers. As few
+blocks as can hold all weights are a group; each group runs its own share of the batch, so that a
+block waits for few states of other blocks. Of all ways that fit, the one that costs least is taken.
+What a step costs is computed from constants that were measured on one device, an H100.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import ceil, inf
 from typing import NamedTuple
 
-THREADS = 256
+THREADS = 512
 _WARPS = THREADS // 32
-BARRIER = 1.2
-"""Of the whole grid, and what it costs to begin a step, in µs."""
-LAUNCH = 3.5
+HELD = 64
+"""Registers of a thread for weights, of the 128 that it has."""
+EXCHANGE = 0.8
+"""Until the other blocks have what one sent, in µs."""
+BANDWIDTH = 40e3
+"""Bytes of states that a block receives, in a µs."""
+GATES = 0.4
+"""Of the gates of a step, and of beginning it, in µs."""
+CLOCK = 1700.0
+"""Cycles a µs."""
+LAUNCH = 10.0
 """Of a kernel or a product, in µs; without the persistent kernels a step has one of each."""
 BEGIN = 150.0
 """Of the host to give a run of all steps and its backward run to the device, in µs."""
 RUN = 80.0
 """Of the products, sums and fills around such two runs, in µs."""
-CLOCK = 1500.0
-"""Cycles a µs."""
 CAPABILITY = {16: 75, 32: 70}
-"""The least for numbers of so many bits: their products, and how the blocks meet."""
-
-
+"""The least for numbers of so many bits: their products, and how the blocks exchange them."""
 BFLOAT16 = 80
 """The same for products of bfloat16."""
 
@@ -55,22 +60,45 @@ class Work(NamedTuple):
     """Of a number: 32, or 16 on tensor cores."""
 
 
+class Layout(NamedTuple):
+    """How the weights of a product lie in a block's warps: see `Held` of persistent.cu."""
+
+    tall: int
+    """Rows of a lane; on tensor cores tiles of 16 rows of a warp."""
+    wide: int
+    """Fours of columns of a lane; on tensor cores tiles of 16 columns of a warp."""
+    side: int
+    """Lanes side by side with other rows; the rest of a warp has other columns."""
+    parts: int
+    """Warps that share the width of a sum."""
+    cycles: float
+    """Of a product with one sequence."""
+
+
 class Plan(NamedTuple):
     """How a kernel lies on the device."""
 
     blocks: int
     units: int
     """Hidden units of a block."""
+    members: int
+    """Blocks of a group."""
+    share: int
+    """Sequences of a group."""
     tile: int
     """Sequences at once."""
     shared: int
     """Bytes of shared memory of a block."""
+    layouts: tuple[Layout, ...]
+    """Of each product."""
+    cost: float
+    """The µs of a step."""
 
 
 def fit(
     products: Sequence[tuple[int, int]], bits: int, hidden: int, batch: int, limits: Limits
 ) -> Plan | None:
-    """Return the plan with the largest tile; None where the weights and one sequence do not fit.
+    """Return the plan that costs least; None where the weights do not fit.
 
     Parameters
     ----------
@@ -80,32 +108,109 @@ def fit(
     bits, hidden, batch : int
     limits : Limits
     """
-    units = -(-hidden // limits.multiprocessors)
-    weights = sum(units * rows * _row(width, bits) for rows, width in products)
-    rows, state = units * max(rows for rows, _ in products), _row(max(w for _, w in products), bits)
-    most = min(batch, (limits.shared - weights) // (state + 4 * rows))
-    for tile in range(most if limits.cooperative else 0, 0, -1):
-        shared = weights + tile * state + 4 * rows * tile * _slices(rows, tile, bits)
-        if shared <= limits.shared:
-            return Plan(-(-hidden // units), units, tile, shared)
-    return None
+    if not limits.cooperative:
+        return None
+    found = _candidates(products, bits, hidden, batch, limits)
+    return min(found, key=lambda plan: plan.cost, default=None)
+
+
+def _candidates(
+    products: Sequence[tuple[int, int]], bits: int, hidden: int, batch: int, limits: Limits
+) -> Iterator[Plan]:
+    """Yield what fits, for each size of a group."""
+    most = min(limits.multiprocessors, hidden)
+    for units in sorted({-(-hidden // members) for members in range(1, most + 1)}):
+        laid = [layout(rows * units, width, bits) for rows, width in products]
+        layouts = tuple(each for each in laid if each is not None)
+        held = sum(each.tall * each.wide for each in layouts)
+        if len(layouts) < len(products) or 4 * held > HELD:
+            return  # a larger part of the weights fits even less
+        members = -(-hidden // units)
+        share = -(-batch // min(batch, limits.multiprocessors // members))
+        found = _tiled(products, bits, limits, units, members, share, layouts)
+        if found is not None:
+            yield found._replace(blocks=members * -(-batch // share))
+
+
+def _tiled(
+    products: Sequence[tuple[int, int]],
+    bits: int,
+    limits: Limits,
+    units: int,
+    members: int,
+    share: int,
+    layouts: tuple[Layout, ...],
+) -> Plan | None:
+    """Return the plan of one group; None where its states do not fit into shared memory."""
+    each = zip(products, layouts, strict=True)
+    summed = max(units * rows * laid.parts for (rows, _), laid in each)
+    fixed = 4 * 2 * units * (share + sum(rows for rows, _ in products))
+    sequence = max(_row(width, bits) for _, width in products) + 4 * summed
+    tile = min(share, (limits.shared - fixed) // sequence)
+    if tile < 1 or (tile < share and members == 1):
+        return None
+    tiles = -(-share // tile)
+    tile = -(-share // tiles)
+    wide = bits // 8 * share * sum(width for _, width in products)
+    waits = len(products) * EXCHANGE + wide / BANDWIDTH if members > 1 else 0.0
+    together = -(-share // 8) * 8 if bits == 16 else share
+    multiplies = together * sum(laid.cycles for laid in layouts) / CLOCK
+    gates = len(products) * GATES * max(tiles, units * share / THREADS)
+    shared = fixed + tile * sequence
+    took = waits + multiplies + gates
+    return Plan(0, units, members, share, tile, shared, layouts, took)
 
 
 def _row(width: int, bits: int) -> int:
-    """Return the bytes of a row in shared memory: `distance` of persistent.cu."""
-    return 4 * width if bits == 32 else 2 * (-(-width // 16) * 16 + 8)
+    """Return the bytes of a sequence's states in shared memory: `distance` of persistent.cu."""
+    return 16 * (-(-width // 4)) if bits == 32 else 2 * (-(-width // 16) * 16 + 8)
 
 
-def _slices(rows: int, tile: int, bits: int) -> int:
-    """Return how many warps share the width of a sum: `slices` of persistent.cu."""
-    return 1 if bits == 32 else max(1, _WARPS // (-(-rows // 16) * -(-tile // 8)))
+@lru_cache(maxsize=4096)
+def layout(rows: int, width: int, bits: int) -> Layout | None:
+    """Return how weights (rows, width) lie in a block's warps; None if there are too many."""
+    found = layouts(rows, width, bits)
+    return min(found, key=lambda each: each.cycles, default=None)
+
+
+def layouts(rows: int, width: int, bits: int) -> Iterator[Layout]:
+    """Yield all ways in which weights (rows, width) can lie in a block's warps."""
+    shapes = ((tall, 1) for tall in (1, 2))
+    if bits == 32:
+        shapes = ((tall, side) for tall in (1, 2, 4, 8) for side in (1, 2, 4, 8))
+    for tall, side in shapes:
+        height, column = (16 * tall, 16) if bits == 16 else (tall * side, 4 * 32 // side)
+        across = -(-rows // height)
+        if across > _WARPS:
+            continue
+        wide = -(-width // (column * (_WARPS // across)))
+        if 4 * tall * wide > HELD:
+            continue
+        parts = -(-width // (column * wide))
+        cycles = _cycles(tall, wide, side, across * parts, bits) + 3 * parts
+        yield Layout(tall, wide, side, parts, cycles)
+
+
+def _cycles(tall: int, wide: int, side: int, warps: int, bits: int) -> float:
+    """Return the cycles of so many warps for a sequence: four begin an instruction in each cycle.
+
+    Reads of shared memory and exchanges between lanes share one path.
+    """
+    if bits == 16:
+        return (wide * (2 + 8 * tall) + 40) / 8 * -(-warps // 4)
+    exchanges, have, along = 0, tall, 32 // side
+    while along > 1:
+        have, along = max(1, have // 2), along // 2
+        exchanges += have
+    begun = wide * (1 + 4 * tall) + 4 * exchanges + 8
+    return max(begun * -(-warps // 4), (4 * wide + exchanges + have) * warps)
 
 
 @lru_cache(maxsize=1024)
 def plans(work: Work, hidden: int, batch: int, limits: Limits) -> tuple[Plan, Plan] | None:
     """Return the plans of the forward and the backward kernel; None where one does not fit."""
     gates, bits = work
-    if limits.capability < CAPABILITY[bits] or (bits == 16 and hidden % 2):
+    if limits.capability < CAPABILITY[bits]:
         return None
     forward = fit([(count, hidden) for count in gates], bits, hidden, batch, limits)
     backward = fit([(1, count * hidden) for count in gates], bits, hidden, batch, limits)
@@ -115,11 +220,7 @@ def plans(work: Work, hidden: int, batch: int, limits: Limits) -> tuple[Plan, Pl
 def cost(work: Work, hidden: int, batch: int, limits: Limits) -> float:
     """Return the µs of a step, forward and backward; infinite where a kernel does not fit."""
     found = plans(work, hidden, batch, limits)
-    if found is None:
-        return inf
-    numbers = sum(work.gates) * hidden
-    both = zip(found, (len(work.gates) * hidden, numbers), strict=True)
-    return sum(_cost(plan, width, numbers, batch, work) for plan, width in both)
+    return inf if found is None else sum(plan.cost for plan in found)
 
 
 def cost_without(work: Work, hidden: int, batch: int, limits: Limits) -> float:
@@ -143,15 +244,3 @@ def wave(levels: int, steps: int, cost: float) -> tuple[int, float]:
     """
     chunk = min(steps, max(1, ceil(levels * BEGIN / cost)))
     return chunk, (ceil(steps / chunk) + levels - 1) * (chunk * cost + RUN)
-
-
-def _cost(plan: Plan, staged: int, numbers: int, batch: int, work: Work) -> float:
-    """Return the µs of a step, forward or backward.
-
-    States are staged; two numbers are read for four products. On tensor cores a warp reads 192
-    words for 16 x 8 x 16 products.
-    """
-    tiles = len(work.gates) * -(-batch // plan.tile)
-    products, per_cycle = numbers * plan.units * batch, 64 if work.bits == 32 else 256
-    cycles = products / per_cycle + staged * batch * work.bits / 512
-    return BARRIER * tiles + cycles / CLOCK
