@@ -116,30 +116,27 @@ class Fused:
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
-        cell, ops, ragged, reverse = loop
+        cell, ops, ragged, _ = loop
         steps, batch, inputs = x.shape
         hidden = cell.hidden_size
         if ragged is not None:
             x = zero_rows(ops, ragged.valid, x)
         x = ops.xp.reshape(x, (steps * batch, inputs))
-        parts = self._states(ops, len(state), (steps, batch, hidden), x, keep=keep)
-        for rows, part in zip(parts, state, strict=True):
-            rows[-1 if reverse else 0, ...] = 0 if part is None else part
+        h, c = pair(
+            [self._rows(ops, k, (steps, batch, hidden), x, keep=keep) for k in range(len(state))]
+        )
         extra = self._extra(ops, cell, (steps, batch, hidden), x, keep=keep)
-        kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), *pair(parts), extra)
+        kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), h, c, extra)
         y = ops.buffer((steps, batch, hidden), x)
-        after = self._forward(loop, w, kept, y, keep=keep)
-        last = [part[min(after, part.shape[0] - 1), ...] for part in parts]
-        # A view would hold the rows of all steps.
-        last = [ops.copy(part, out=ops.buffer((batch, hidden), x)) for part in last]
+        last = self._forward(loop, w, kept, state, y, keep=keep)
         return y, last, kept if keep else None
 
-    def _states(
-        self, ops: Operations, count: int, shape: tuple[int, ...], like: Array, *, keep: bool
-    ) -> list[Array]:
-        """Return arrays for h and c of (T, B, H): of all steps, or of one at a time."""
+    def _rows(
+        self, ops: Operations, part: int, shape: tuple[int, ...], like: Array, *, keep: bool
+    ) -> Array | None:
+        """Return an array for h or c of (T, B, H): of all steps, or of one at a time."""
         steps, *state = shape
-        return [ops.buffer((steps + 1 if keep else 1, *state), like) for _ in range(count)]
+        return ops.buffer((steps + 1 if keep else 1, *state), like)
 
     def _extra(
         self, ops: Operations, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
@@ -158,10 +155,22 @@ class Fused:
             made = made._replace(u=ops.buffer((steps * batch, hidden), dy))
         return made
 
-    def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
-        """Run all steps; return the row of the last state."""
+    def _forward(
+        self,
+        loop: Loop,
+        w: Weights,
+        kept: Kept,
+        state: Sequence[Array | None],
+        y: Array,
+        *,
+        keep: bool,
+    ) -> list[Array]:
+        """Run all steps from a state on; return the last one."""
         cell, ops, ragged, reverse = loop
         steps, batch, hidden = y.shape
+        parts = [rows for rows in (kept.h, kept.c) if rows is not None]
+        for rows, part in zip(parts, state, strict=True):
+            rows[-1 if reverse else 0, ...] = 0 if part is None else part
         kernels = self._named(_KINDS[type(cell)].forward, y)
         stages = [
             (kernel, ops.unstack(rows), weight.T, ops.buffer((batch, weight.shape[0]), y))
@@ -179,7 +188,8 @@ class Fused:
             for (kernel, rows, weight, total), row in zip(stages, (before, slot), strict=False):
                 ops.xp.dot(rows[row], weight, out=total)
                 kernel(grid, block, (hidden, k, before, after, slot, *given, total, *made))
-        return after
+        last = [rows[after, ...] for rows in parts]
+        return [ops.copy(a, out=ops.buffer((batch, hidden), y)) for a in last] if keep else last
 
     def run_backward(
         self,
@@ -194,11 +204,8 @@ class Fused:
         xp, (steps, batch, hidden) = ops.xp, dy.shape
         w = self.fold(cell, xp, weights)
         first = [ops.buffer((batch, hidden), dy) for _ in dstate]
-        for part, given in zip(first, dstate, strict=True):
-            part[...] = 0 if given is None else given
         made = self._made(ops, cell, chunks, dy)
-        dy = xp.ascontiguousarray(dy)
-        self._backward(loop, w, chunks, dy, first, made)
+        self._backward(loop, w, chunks, xp.ascontiguousarray(dy), dstate, first, made)
         gradients = _gradients(ops, w, chunks, made, reverse)
         dx = xp.reshape(xp.dot(made.ih, w["weight_ih"]), (steps, batch, chunks.x.shape[1]))
         return gradients, dx, first
@@ -209,12 +216,15 @@ class Fused:
         w: Weights,
         kept: Kept,
         dy: Array,
+        dlast: Sequence[Array | None],
         dstate: Sequence[Array],
         made: Made,
     ) -> None:
-        """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
+        """Run all steps from `dlast` on; fill `dstate`, before the first one, and `made`."""
         cell, ops, ragged, reverse = loop
         steps, batch, hidden = dy.shape
+        for part, given in zip(dstate, dlast, strict=True):
+            part[...] = 0 if given is None else given
         carry = None
         if _KINDS[type(cell)].carries or ragged is not None:
             carry = ops.xp.zeros((batch, hidden), dtype=dy.dtype)
@@ -281,9 +291,13 @@ def _gradients(ops: Operations, w: Weights, kept: Kept, made: Made, reverse: boo
         through_u = xp.dot(made.u.T, xp.reshape(kept.extra, (-1, h.shape[2])))
         gradients["weight_hh"] = xp.concat((gradients["weight_hh"], through_u), axis=0)
     if "bias_ih" in w:
-        gradients["bias_ih"] = xp.sum(made.ih, axis=0)
+        ones = xp.ones((1, h.shape[1] * (h.shape[0] - 1)), dtype=h.dtype)
+        gradients["bias_ih"] = xp.dot(ones, made.ih)[0, ...]  # a sum, but by a faster kernel
         # With u both biases stand in the same sum.
-        gradients["bias_hh"] = xp.sum(made.ih if made.u is not None else made.hh, axis=0)
+        same = made.u is not None or made.hh is made.ih
+        gradients["bias_hh"] = (
+            xp.asarray(gradients["bias_ih"], copy=True) if same else xp.dot(ones, made.hh)[0, ...]
+        )
     return {name: gradients[name] for name in w}
 
 

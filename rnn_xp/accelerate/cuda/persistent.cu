@@ -143,7 +143,7 @@ __device__ __forceinline__ V awaited(V got, const V* from, int& patience) {
   return got;
 }
 
-// Read vectors of 16 bytes where the rows allow it.
+// What is read at once: 16 bytes where the rows allow it.
 template <bool ALIGNED>
 struct Vector {
   typedef uint4 Type;
@@ -166,9 +166,8 @@ __device__ __forceinline__ void watch(const stored* from, int count, int& patien
 }
 
 // `count` rows of states, which lie together, into shared memory as soon as they are there.
-template <int WIDTH>
+template <int WIDTH, class V>
 __device__ __forceinline__ void stage(stored* to, const stored* from, int count, int& patience) {
-  typedef typename Vector<WIDTH * sizeof(stored) % 16 == 0>::Type V;
   constexpr int AT_ONCE = 4, PER = sizeof(V) / sizeof(stored), ACROSS = WIDTH / PER;
   const int all = count * ACROSS;
   for (int k = threadIdx.x; k < all; k += AT_ONCE * THREADS) {
@@ -221,29 +220,52 @@ struct Shares {
   }
 };
 
+// Those that a thread has no registers for are in shared memory, SPARE fours of a block: a thread has
+// its own there.
 #if BITS == 16
+struct alignas(16) Four {
+  unsigned w[4];
+};
+
 // In tiles of 16 x 16 weights.
-template <int ROWS, int WIDTH, int TALL, int WIDE, int>
-struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * WIDE> {
-  typedef Shares<ROWS, WIDTH, 16 * TALL, 16 * WIDE> Own;
-  unsigned w[TALL][WIDE][4];
+template <int ROWS, int WIDTH, int TALL, int WIDE, int MORE, int>
+struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> {
+  typedef Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> Own;
+  static constexpr int SPARE = TALL * MORE * THREADS;
+  Four w[TALL][WIDE];
+  Four* spare;
 
   // at(row, column) is a weight.
   template <class At>
-  __device__ __forceinline__ Held(At at) {
+  __device__ __forceinline__ Held(char* shared, At at) : spare((Four*)shared + threadIdx.x) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int t = 0; t < TALL; t++)
 #pragma unroll
-      for (int c = 0; c < WIDE; c++)
+      for (int c = 0; c < WIDE + MORE; c++) {
+        Four four;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const int r = Own::row + 16 * t + lane / 4 + i % 2 * 8;
           const int k = Own::column + 16 * c + lane % 4 * 2 + i / 2 * 8;
           const unsigned low = r < ROWS && k < WIDTH ? at(r, k) : 0;
           const unsigned high = r < ROWS && k + 1 < WIDTH ? at(r, k + 1) : 0;
-          w[t][c][i] = high << 16 | low;
+          four.w[i] = high << 16 | low;
         }
+        if (c < WIDE)
+          w[t][c] = four;
+        else
+          spare[(t * MORE + c - WIDE) * THREADS] = four;
+      }
+  }
+
+  static constexpr int APART = 4 / TALL;  // sums, so that a product does not wait for the last one
+
+  static __device__ __forceinline__ number added(const number (&sum)[APART][TALL][4], int t, int i) {
+    number all = sum[0][t][i];
+#pragma unroll
+    for (int k = 1; k < APART; k++) all += sum[k][t][i];
+    return all;
   }
 
   __device__ __forceinline__ void multiply(number* sums, const stored* states, int count,
@@ -253,14 +275,17 @@ struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * WIDE> {
     for (int first = 0; first < count; first += 8) {
       const stored* const state =
           states + least(first + line, count - 1) * distance(WIDTH) + Own::column + pair;
-      number sum[2][TALL][4] = {};  // two, so that a product waits for the one before the last
+      number sum[APART][TALL][4] = {};
 #pragma unroll
-      for (int c = 0; c < WIDE; c++) {
+      for (int c = 0; c < WIDE + MORE; c++) {
         if (!Own::within(Own::column + 16 * c)) break;
         const unsigned b[2] = {*(const unsigned*)(state + 16 * c),
                                *(const unsigned*)(state + 16 * c + 8)};
 #pragma unroll
-        for (int t = 0; t < TALL; t++) multiply_add(sum[c % 2][t], w[t][c], b);
+        for (int t = 0; t < TALL; t++) {
+          const Four a = c < WIDE ? w[t][c < WIDE ? c : 0] : spare[(t * MORE + c - WIDE) * THREADS];
+          multiply_add(sum[c % APART][t], a.w, b);
+        }
       }
 #pragma unroll
       for (int t = 0; t < TALL; t++)
@@ -268,37 +293,48 @@ struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * WIDE> {
         for (int i = 0; i < 4; i++) {
           const int r = Own::row + 16 * t + line + i / 2 * 8, s = first + pair + i % 2;
           if (r < ROWS && s < count)
-            sums[(Own::part * tile + s) * ROWS + r] = sum[0][t][i] + sum[1][t][i];
+            sums[(Own::part * tile + s) * ROWS + r] = added(sum, t, i);
         }
     }
   }
 };
 #else
+struct alignas(16) Four {
+  number w[4];
+};
+
 // SIDE lanes have TALL rows each; of them each of the 32 / SIDE others has every so many-th four
-// columns, WIDE times.
-template <int ROWS, int WIDTH, int TALL, int WIDE, int SIDE>
-struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * WIDE * (32 / SIDE)> {
-  typedef Shares<ROWS, WIDTH, TALL * SIDE, 4 * WIDE * (32 / SIDE)> Own;
-  static constexpr int ALONG = 32 / SIDE;
-  number w[TALL][WIDE][4];
+// columns, WIDE + MORE times.
+template <int ROWS, int WIDTH, int TALL, int WIDE, int MORE, int SIDE>
+struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> {
+  typedef Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> Own;
+  static constexpr int ALONG = 32 / SIDE, SPARE = TALL * MORE * THREADS;
+  Four w[TALL][WIDE];
+  Four* spare;
 
   // Which row a lane keeps in the end: it has that one first, the others in the order of `sum`.
   static __device__ __forceinline__ int kept() { return threadIdx.x % ALONG * TALL / ALONG; }
 
   // at(row, column) is a weight.
   template <class At>
-  __device__ __forceinline__ Held(At at) {
+  __device__ __forceinline__ Held(char* shared, At at) : spare((Four*)shared + threadIdx.x) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < TALL; r++)
 #pragma unroll
-      for (int c = 0; c < WIDE; c++)
+      for (int c = 0; c < WIDE + MORE; c++) {
+        Four four;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const int row = Own::row + lane / ALONG * TALL + (r ^ kept());
           const int k = Own::column + (c * ALONG + lane % ALONG) * 4 + i;
-          w[r][c][i] = row < ROWS && k < WIDTH ? at(row, k) : 0;
+          four.w[i] = row < ROWS && k < WIDTH ? at(row, k) : 0;
         }
+        if (c < WIDE)
+          w[r][c] = four;
+        else
+          spare[(r * MORE + c - WIDE) * THREADS] = four;
+      }
   }
 
   // Adds what the lanes have of each row. Of two lanes each gives the other half of its rows, as long
@@ -315,33 +351,45 @@ struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * WIDE * (32 / SIDE)> {
 
   __device__ __forceinline__ void multiply(number* sums, const stored* states, int count,
                                            int tile) const {
-    constexpr int TOGETHER = 2, LEFT = TALL > ALONG ? TALL / ALONG : 1;
-    const int lane = threadIdx.x % 32;
+    constexpr int TOGETHER = MORE && TALL <= 4 ? 4 : 2;
     if (!Own::works) return;
-    for (int first = 0; first < count; first += TOGETHER) {
-      number sum[TOGETHER][TALL] = {};
+    int first = 0;
+    for (; first + 1 < count; first += TOGETHER) some<TOGETHER>(sums, states, first, count, tile);
+    if (first < count) some<1>(sums, states, first, count, tile);
+  }
+
+  // For so many sequences at once, at most.
+  template <int TOGETHER>
+  __device__ __forceinline__ void some(number* sums, const stored* states, int first, int count,
+                                       int tile) const {
+    constexpr int LEFT = TALL > ALONG ? TALL / ALONG : 1;
+    const int lane = threadIdx.x % 32;
+    number sum[TOGETHER][TALL] = {};
 #pragma unroll
-      for (int c = 0; c < WIDE; c++) {
-        const int k = Own::column + (c * ALONG + lane % ALONG) * 4;
-        if (!Own::within(k)) break;
+    for (int c = 0; c < WIDE + MORE; c++) {
+      const int k = Own::column + (c * ALONG + lane % ALONG) * 4;
+      if (!Own::within(k)) break;
+      Four v[TOGETHER];
 #pragma unroll
-        for (int s = 0; s < TOGETHER; s++) {
-          const float4 v =
-              *(const float4*)(states + least(first + s, count - 1) * distance(WIDTH) + k);
+      for (int s = 0; s < TOGETHER; s++)
+        v[s] = *(const Four*)(states + least(first + s, count - 1) * distance(WIDTH) + k);
 #pragma unroll
-          for (int r = 0; r < TALL; r++)
-            sum[s][r] += w[r][c][0] * v.x + w[r][c][1] * v.y + w[r][c][2] * v.z + w[r][c][3] * v.w;
-        }
+      for (int r = 0; r < TALL; r++) {
+        const Four a = c < WIDE ? w[r][c < WIDE ? c : 0] : spare[(r * MORE + c - WIDE) * THREADS];
+#pragma unroll
+        for (int s = 0; s < TOGETHER; s++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) sum[s][r] += a.w[i] * v[s].w[i];
       }
+    }
 #pragma unroll
-      for (int s = 0; s < TOGETHER; s++) {
-        add<TALL, ALONG / 2>(sum[s]);
-        const int row = Own::row + lane / ALONG * TALL + kept();
+    for (int s = 0; s < TOGETHER; s++) {
+      add<TALL, ALONG / 2>(sum[s]);
+      const int row = Own::row + lane / ALONG * TALL + kept();
 #pragma unroll
-        for (int r = 0; r < LEFT; r++)
-          if (lane * TALL % ALONG == 0 && (row ^ r) < ROWS && first + s < count)
-            sums[(Own::part * tile + first + s) * ROWS + (row ^ r)] = sum[s][r];
-      }
+      for (int r = 0; r < LEFT; r++)
+        if (lane * TALL % ALONG == 0 && (row ^ r) < ROWS && first + s < count)
+          sums[(Own::part * tile + first + s) * ROWS + (row ^ r)] = sum[s][r];
     }
   }
 };
@@ -366,7 +414,7 @@ struct Block {
   stored* states;
   number *sums, *own, *other, *biases;
 
-  __device__ __forceinline__ Block(char* shared, long long batch, int share, int tile)
+  __device__ __forceinline__ Block(Four* shared, long long batch, int share, int tile)
       : tile(tile), first(blockIdx.x % MEMBERS * UNITS), sequence(blockIdx.x / MEMBERS * share),
         sequences(least(share, batch - sequence)), states((stored*)shared),
         sums((number*)(states + tile * distance(WIDTH))), own(sums + tile * SUMS),
@@ -384,11 +432,11 @@ struct Block {
     return HIDDEN % UNITS == 0 || at.unit < HIDDEN;
   }
 
-  // Copies own numbers of an array (B, H).
+  // Copies own numbers of an array (B, H), if there is one: else they are 0.
   __device__ __forceinline__ void begin(number* to, const stored* from) const {
     for (int k = threadIdx.x; k < UNITS * sequences; k += THREADS) {
       const Place at = place(k, 0);
-      if (has(at)) to[at.slot] = load(from + at.sequence * HIDDEN + at.unit);
+      if (has(at)) to[at.slot] = from ? load(from + at.sequence * HIDDEN + at.unit) : 0;
     }
   }
 
@@ -401,20 +449,21 @@ struct Block {
     }
   }
 
-  // Part of a step: a product, and finish(place, fetched(place)) for each own unit and sequence. What
-  // a thread needs first from memory is fetched before the product, which has to wait for others.
+  // Part of step n: a product, and finish(place, fetched(place, n)) for each own unit and sequence.
+  // What a thread needs first is fetched before the product, which waits for other blocks.
   template <class Fetched, class Product, class Finish>
-  __device__ __forceinline__ void run(Fetched fetched, Product product, Finish finish) {
+  __device__ __forceinline__ void run(long long n, Fetched fetched, Product product,
+                                      Finish finish) {
     for (int begin = 0; begin < sequences; begin += tile) {
       const int now = least(tile, sequences - begin), all = UNITS * now, mine = threadIdx.x;
       const Place at = place(mine < all ? mine : 0, begin);
       const bool works = mine < all && has(at);
-      const auto got = fetched(works ? at : place(0, begin));
+      const auto got = fetched(works ? at : place(0, begin), n);
       product(begin, now);
       if (works) finish(at, got);
       for (int k = mine + THREADS; k < all; k += THREADS) {
         const Place more = place(k, begin);
-        if (has(more)) finish(more, fetched(more));
+        if (has(more)) finish(more, fetched(more, n));
       }
     }
   }
@@ -427,15 +476,18 @@ struct Block {
     if (has(at)) begin(at);
   }
 
-  // The product with rows (B, width), which the blocks of this group send.
+  // The product with rows (B, width) of states: with the first ones that there are, if any, which may
+  // begin at any address, or with those that the blocks of this group send.
   template <int W, class Weights>
-  __device__ __forceinline__ void multiply(const Weights& held, const stored* rows, int begin,
-                                           int now, bool there) {
-    if (!there) {
-      const stored* const from = rows + (sequence + begin) * (long long)W;
-      constexpr int VECTORS = W * sizeof(stored) / 16;
-      if (begin == 0 && now * VECTORS > THREADS) watch<W>(from, now, patience);
-      stage<W>(states, from, now, patience);
+  __device__ __forceinline__ void multiply(const Weights& held, const stored* first,
+                                           const stored* sent, int begin, int now) {
+    typedef typename Vector<W * sizeof(stored) % 16 == 0>::Type V;
+    const long long from = (sequence + begin) * (long long)W;
+    if (first) stage<W, Bits>(states, first + from, now, patience);
+    if (sent) {
+      if (begin == 0 && now * (W / (16 / (int)sizeof(stored))) > THREADS)
+        watch<W>(sent + from, now, patience);
+      stage<W, V>(states, sent + from, now, patience);
     }
     __syncthreads();
     held.multiply(sums, states, now, tile);
@@ -518,14 +570,16 @@ struct Gru {
 };
 
 // --------------------------------------------------------------------------------------------
-// Forward. Row k of h stands between the steps k - 1 and k, and is EMPTY but for the first one; with
-// `keep` that holds for c too, and the GRU's `extra`, q, has a row for each step; without, c has one
-// row. u of the GRU that resets before is `extra` in any case, and EMPTY.
+// Forward. Row k of h stands between the steps k - 1 and k, and is EMPTY at first, as is u of the GRU
+// that resets before, `extra`. With `keep` c is like h, and the GRU's q, `extra`, has a row for each
+// step; without, neither is there. `first` and `last` are the state before and after all steps; null
+// before is zeros.
 
 #define FORWARD                                                                                   \
   long long batch, long long steps, long long share, long long tile, long long reverse,           \
-      long long keep, const stored *weights, const bool *valid, const stored *bias_ih, const stored *bias_hh,     \
-      stored *gates, stored *h, stored *c, stored *extra, stored *y
+      long long keep, const stored *weights, const bool *valid, const stored *bias_ih,            \
+      const stored *bias_hh, const stored *h_first, const stored *c_first, stored *gates,         \
+      stored *h, stored *c, stored *extra, stored *y, stored *h_last, stored *c_last
 
 // The step t, and the rows of the state before and after it.
 struct Rows {
@@ -549,31 +603,45 @@ struct Inputs {
   bool counts;
 };
 
+// Keeps the state before all steps where the weights' gradients need it.
+template <class Own>
+__device__ __forceinline__ void keep_first(const Own& own, const number* state, stored* rows) {
+  for (int k = threadIdx.x; k < UNITS * own.sequences; k += THREADS) {
+    const Place at = own.place(k, 0);
+    if (own.has(at)) store(rows + at.sequence * HIDDEN + at.unit, state[at.slot]);
+  }
+}
+
 template <class Cell>
 __device__ __forceinline__ void forward(FORWARD) {
   SHARED(shared);
   constexpr int G = Cell::gates;
-  typedef Held<G * UNITS, HIDDEN, TALL_H, WIDE_H, SIDE_H> Weights;
-  const Weights held(OwnRows{weights});
-  Block<HIDDEN, Weights::SUMS> own(shared, batch, share, tile);
-  const long long size = batch * HIDDEN;
-  own.begin(own.own, h + Rows(0, steps, reverse).before * size);
-  if (Cell::has_c) own.begin(own.other, c + (keep ? Rows(0, steps, reverse).before * size : 0));
+  typedef Held<G * UNITS, HIDDEN, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
+  const Weights held(shared, OwnRows{weights});
+  Block<HIDDEN, Weights::SUMS> own((Four*)shared + Weights::SPARE, batch, share, tile);
+  const long long size = batch * HIDDEN, first = Rows(0, steps, reverse).before * size;
+  own.begin(own.own, h_first);
+  if (Cell::has_c) own.begin(own.other, c_first);
   own.begin(bias_ih, bias_hh, G);
   __syncthreads();
+  if (keep) keep_first(own, own.own, h + first);
+  if (Cell::has_c && keep) keep_first(own, own.other, c + first);
+  const auto fetched = [&](const Place& at, long long n) {
+    Inputs<G> in;
+    const long long place = Rows(n, steps, reverse).t * batch + at.sequence;
+    const stored* const g = gates + place * G * HIDDEN + at.unit;
+#pragma unroll
+    for (int gate = 0; gate < G; gate++) in.x[gate] = g[gate * HIDDEN];
+    in.counts = !valid || valid[place];
+    return in;
+  };
   for (long long n = 0; n < steps; n++) {
     const Rows row(n, steps, reverse);
     own.run(
-        [&](const Place& at) {
-          Inputs<G> in;
-          const stored* const g = gates + (row.t * batch + at.sequence) * G * HIDDEN + at.unit;
-#pragma unroll
-          for (int gate = 0; gate < G; gate++) in.x[gate] = g[gate * HIDDEN];
-          in.counts = !valid || valid[row.t * batch + at.sequence];
-          return in;
-        },
+        n, fetched,
         [&](int begin, int now) {
-          own.template multiply<HIDDEN>(held, h + row.before * size, begin, now, ALONE && n > 0);
+          own.template multiply<HIDDEN>(held, n ? nullptr : h_first,
+                                        n && !ALONE ? h + row.before * size : nullptr, begin, now);
         },
         [&](const Place& at, const Inputs<G>& in) {
           const long long k = at.sequence * HIDDEN + at.unit;
@@ -594,9 +662,12 @@ __device__ __forceinline__ void forward(FORWARD) {
           own.own[at.slot] = value;
           if (Cell::has_c) own.other[at.slot] = other;
           store(y + row.t * size + k, in.counts ? value : 0);
-          if (Cell::has_c && (keep || n == steps - 1))
-            store(c + (keep ? row.after * size : 0) + k, other);
+          if (n == steps - 1) {
+            store(h_last + k, value);
+            if (Cell::has_c) store(c_last + k, other);
+          }
           if (!keep) return;
+          if (Cell::has_c) store(c + row.after * size + k, other);
           if (Cell::has_q) store(extra + row.t * size + k, other);
           stored* const g = gates + (row.t * batch + at.sequence) * G * HIDDEN + at.unit;
 #pragma unroll
@@ -623,28 +694,41 @@ template <class Cell>
 __device__ __forceinline__ void reset_forward(FORWARD) {
   SHARED(shared);
   constexpr int G = Cell::gates;
-  typedef Held<G * UNITS, HIDDEN, TALL_H, WIDE_H, SIDE_H> Weights;
-  typedef Held<Cell::gates_u * UNITS, HIDDEN, TALL_U, WIDE_U, SIDE_U> WeightsU;
-  const Weights held(OwnRows{weights});
-  const WeightsU held_u(OwnRows{weights + (long long)G * HIDDEN * HIDDEN});
-  Block<HIDDEN, most(Weights::SUMS, WeightsU::SUMS)> own(shared, batch, share, tile);
+  typedef Held<G * UNITS, HIDDEN, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
+  typedef Held<Cell::gates_u * UNITS, HIDDEN, TALL_U, WIDE_U, MORE_U, SIDE_U> WeightsU;
+  const Weights held(shared, OwnRows{weights});
+  Four* const spare = (Four*)shared + Weights::SPARE;
+  const WeightsU held_u((char*)spare, OwnRows{weights + (long long)G * HIDDEN * HIDDEN});
+  Block<HIDDEN, most(Weights::SUMS, WeightsU::SUMS)> own(spare + WeightsU::SPARE, batch, share,
+                                                         tile);
   const long long size = batch * HIDDEN;
-  own.begin(own.own, h + Rows(0, steps, reverse).before * size);
+  own.begin(own.own, h_first);
   own.begin(bias_ih, bias_hh, 3);
   __syncthreads();
+  if (keep) keep_first(own, own.own, h + Rows(0, steps, reverse).before * size);
   const auto bias = [&](int r) { return own.biases[r] + own.biases[3 * UNITS + r]; };
+  const auto place = [&](const Place& at, long long n) {
+    return (Rows(n, steps, reverse).t * batch + at.sequence) * 3 * HIDDEN + at.unit;
+  };
+  const auto counts = [&](const Place& at, long long n) {
+    return !valid || valid[Rows(n, steps, reverse).t * batch + at.sequence];
+  };
+  const auto fetched = [&](const Place& at, long long n) {
+    const stored* const g = gates + place(at, n);
+    return Inputs<G>{{g[0], g[HIDDEN]}, counts(at, n)};
+  };
+  const auto fetched_u = [&](const Place& at, long long n) {
+    return Inputs<1>{{gates[place(at, n) + 2 * HIDDEN]}, counts(at, n)};
+  };
   for (long long n = 0; n < steps; n++) {
     const Rows row(n, steps, reverse);
-    stored *const before = h + row.before * size, *const u = extra + row.t * size;
-    const auto place = [&](const Place& at) {
-      return gates + (row.t * batch + at.sequence) * 3 * HIDDEN + at.unit;
-    };
+    stored* const u = extra + row.t * size;
     own.run(
-        [&](const Place& at) {
-          const stored* const g = place(at);
-          return Inputs<G>{{g[0], g[HIDDEN]}, !valid || valid[row.t * batch + at.sequence]};
+        n, fetched,
+        [&](int begin, int now) {
+          own.template multiply<HIDDEN>(held, n ? nullptr : h_first,
+                                        n ? h + row.before * size : nullptr, begin, now);
         },
-        [&](int begin, int now) { own.template multiply<HIDDEN>(held, before, begin, now, false); },
         [&](const Place& at, const Inputs<G>& in) {
           ResetStep<number> step = {0, 0, 0};
           if (in.counts) {
@@ -659,15 +743,13 @@ __device__ __forceinline__ void reset_forward(FORWARD) {
           send(u + at.sequence * HIDDEN + at.unit, step.u);
           own.other[at.slot] = step.z;
           if (!keep || !in.counts) return;
-          stored* const g = place(at);
+          stored* const g = gates + place(at, n);
           store(g, step.r);
           store(g + HIDDEN, step.z);
         });
     own.run(
-        [&](const Place& at) {
-          return Inputs<1>{{place(at)[2 * HIDDEN]}, !valid || valid[row.t * batch + at.sequence]};
-        },
-        [&](int begin, int now) { own.template multiply<HIDDEN>(held_u, u, begin, now, false); },
+        n, fetched_u,
+        [&](int begin, int now) { own.template multiply<HIDDEN>(held_u, nullptr, u, begin, now); },
         [&](const Place& at, const Inputs<1>& in) {
           const long long k = at.sequence * HIDDEN + at.unit;
           number value = own.own[at.slot];
@@ -676,12 +758,13 @@ __device__ __forceinline__ void reset_forward(FORWARD) {
                              bias(2 * UNITS + at.row);
             const CandidateStep<number> step =
                 candidate_step<number>(a, rounded(own.other[at.slot]), value);
-            if (keep) store(place(at) + 2 * HIDDEN, step.n);
+            if (keep) store(gates + place(at, n) + 2 * HIDDEN, step.n);
             value = rounded(step.h);
           }
           send(h + row.after * size + k, value);
           own.own[at.slot] = value;
           store(y + row.t * size + k, in.counts ? value : 0);
+          if (n == steps - 1) store(h_last + k, value);
         });
   }
 }
@@ -689,15 +772,16 @@ __device__ __forceinline__ void reset_forward(FORWARD) {
 #endif
 
 // --------------------------------------------------------------------------------------------
-// Backward. `dh` and `dc` (B, H) are the gradients of the last state at first, those of the first
-// state in the end. `da_hh` is the gradients of the pre-activations in the product with h, `da_u` of
-// those in the product with u: both EMPTY. In the GRUs those of the product with x, which are others,
-// take the place of the gates.
+// Backward. `dh_last` and `dc_last` (B, H) are the gradients of the last state, null for zeros; `dh`
+// and `dc` become those of the first. `da_hh` is the gradients of the pre-activations in the product
+// with h, `da_u` of those in the product with u: both EMPTY at first. In the GRUs those of the product
+// with x, which are others, take the place of the gates.
 
 #define BACKWARD                                                                                  \
   long long batch, long long steps, long long share, long long tile, long long reverse,           \
       const stored *weights, const bool *valid, const stored *dy, stored *gates, const stored *h, \
-      const stored *c, const stored *extra, stored *dh, stored *dc, stored *da_hh, stored *da_u
+      const stored *c, const stored *extra, const stored *dh_last, const stored *dc_last,         \
+      stored *dh, stored *dc, stored *da_hh, stored *da_u
 
 // The n-th step t, the step that was handled before it, and the rows of the state around it.
 struct Back {
@@ -727,33 +811,37 @@ __device__ __forceinline__ void backward(BACKWARD) {
   SHARED(shared);
   constexpr int G = Cell::gates;
   constexpr int WIDTH = G * HIDDEN;
-  typedef Held<UNITS, WIDTH, TALL_H, WIDE_H, SIDE_H> Weights;
-  const Weights held(OwnColumns{weights});
-  Block<WIDTH, Weights::SUMS> own(shared, batch, share, tile);
+  typedef Held<UNITS, WIDTH, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
+  const Weights held(shared, OwnColumns{weights});
+  Block<WIDTH, Weights::SUMS> own((Four*)shared + Weights::SPARE, batch, share, tile);
   const long long size = batch * HIDDEN;
-  own.begin(own.own, dh);
-  if (Cell::has_c) own.begin(own.other, dc);
+  own.begin(own.own, dh_last);
+  if (Cell::has_c) own.begin(own.other, dc_last);
   __syncthreads();
+  const auto fetched = [&](const Place& at, long long n) {
+    Seen<G> in = {};
+    if (n >= steps) return in;
+    const Back row(n, steps, reverse);
+    const long long k = at.sequence * HIDDEN + at.unit;
+    in.counts = !valid || valid[row.t * batch + at.sequence];
+    if (!in.counts) return in;
+    const stored* const g = gates + (row.t * batch + at.sequence) * WIDTH + at.unit;
+#pragma unroll
+    for (int gate = 0; gate < G; gate++) in.gates[gate] = g[gate * HIDDEN];
+    in.h_before = h[row.before * size + k], in.h_after = h[row.after * size + k];
+    if (Cell::has_c) in.c_before = c[row.before * size + k], in.c_after = c[row.after * size + k];
+    if (Cell::has_q) in.q = extra[row.t * size + k];
+    in.dy = dy[row.t * size + k];
+    return in;
+  };
   for (long long n = 0; n <= steps; n++) {
     const Back row(n, steps, reverse);
     own.run(
-        [&](const Place& at) {
-          Seen<G> in = {};
-          const long long k = at.sequence * HIDDEN + at.unit;
-          in.counts = n < steps && (!valid || valid[row.t * batch + at.sequence]);
-          if (!in.counts) return in;
-          const stored* const g = gates + (row.t * batch + at.sequence) * WIDTH + at.unit;
-#pragma unroll
-          for (int gate = 0; gate < G; gate++) in.gates[gate] = g[gate * HIDDEN];
-          in.h_before = h[row.before * size + k], in.h_after = h[row.after * size + k];
-          if (Cell::has_c)
-            in.c_before = c[row.before * size + k], in.c_after = c[row.after * size + k];
-          if (Cell::has_q) in.q = extra[row.t * size + k];
-          in.dy = dy[row.t * size + k];
-          return in;
-        },
+        n, fetched,
         [&](int begin, int now) {
-          if (n > 0) own.template multiply<WIDTH>(held, da_hh + row.last * batch * WIDTH, begin, now, ALONE);
+          if (n > 0)
+            own.template multiply<WIDTH>(
+                held, nullptr, ALONE ? nullptr : da_hh + row.last * batch * WIDTH, begin, now);
         },
         [&](const Place& at, const Seen<G>& in) {
           const long long k = at.sequence * HIDDEN + at.unit;
@@ -806,31 +894,49 @@ template <class Cell>
 __device__ __forceinline__ void reset_backward(BACKWARD) {
   SHARED(shared);
   constexpr int WIDTH = Cell::gates * HIDDEN;
-  typedef Held<UNITS, WIDTH, TALL_H, WIDE_H, SIDE_H> Weights;
-  typedef Held<UNITS, Cell::gates_u * HIDDEN, TALL_U, WIDE_U, SIDE_U> WeightsU;
-  const Weights held(OwnColumns{weights});
-  const WeightsU held_u(OwnColumns{weights + (long long)WIDTH * HIDDEN});
-  Block<WIDTH, most(Weights::SUMS, WeightsU::SUMS)> own(shared, batch, share, tile);
+  typedef Held<UNITS, WIDTH, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
+  typedef Held<UNITS, Cell::gates_u * HIDDEN, TALL_U, WIDE_U, MORE_U, SIDE_U> WeightsU;
+  const Weights held(shared, OwnColumns{weights});
+  Four* const spare = (Four*)shared + Weights::SPARE;
+  const WeightsU held_u((char*)spare, OwnColumns{weights + (long long)WIDTH * HIDDEN});
+  Block<WIDTH, most(Weights::SUMS, WeightsU::SUMS)> own(spare + WeightsU::SPARE, batch, share,
+                                                        tile);
   const long long size = batch * HIDDEN;
-  own.begin(own.own, dh);
+  own.begin(own.own, dh_last);
   __syncthreads();
+  const auto place = [&](const Place& at, const Back& row) {
+    return (row.t * batch + at.sequence) * 3 * HIDDEN + at.unit;
+  };
+  const auto counts = [&](const Place& at, const Back& row) {
+    return !valid || valid[row.t * batch + at.sequence];
+  };
+  const auto fetched = [&](const Place& at, long long n) {
+    Seen<2> in = {};
+    if (n >= steps) return in;
+    const Back row(n, steps, reverse);
+    const long long k = at.sequence * HIDDEN + at.unit;
+    in.counts = counts(at, row);
+    in.gates[0] = gates[place(at, row) + HIDDEN], in.gates[1] = gates[place(at, row) + 2 * HIDDEN];
+    in.h_before = h[row.before * size + k], in.dy = dy[row.t * size + k];
+    return in;
+  };
+  const auto fetched_u = [&](const Place& at, long long n) {
+    Seen<1> in = {};
+    if (n >= steps) return in;
+    const Back row(n, steps, reverse);
+    in.counts = counts(at, row);
+    in.gates[0] = gates[place(at, row)];
+    in.h_before = h[row.before * size + at.sequence * HIDDEN + at.unit];
+    return in;
+  };
   for (long long n = 0; n <= steps; n++) {
     const Back row(n, steps, reverse);
-    const auto place = [&](const Place& at) {
-      return gates + (row.t * batch + at.sequence) * 3 * HIDDEN + at.unit;
-    };
     own.run(
-        [&](const Place& at) {
-          Seen<2> in = {};
-          const long long k = at.sequence * HIDDEN + at.unit;
-          in.counts = n < steps && (!valid || valid[row.t * batch + at.sequence]);
-          if (!in.counts) return in;
-          in.gates[0] = place(at)[HIDDEN], in.gates[1] = place(at)[2 * HIDDEN];
-          in.h_before = h[row.before * size + k], in.dy = dy[row.t * size + k];
-          return in;
-        },
+        n, fetched,
         [&](int begin, int now) {
-          if (n > 0) own.template multiply<WIDTH>(held, da_hh + row.last * batch * WIDTH, begin, now, false);
+          if (n > 0)
+            own.template multiply<WIDTH>(held, nullptr, da_hh + row.last * batch * WIDTH, begin,
+                                         now);
         },
         [&](const Place& at, const Seen<2>& in) {
           number whole = own.own[at.slot];
@@ -843,19 +949,15 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
           send(da_u + (row.t * batch + at.sequence) * HIDDEN + at.unit, d.n);
           send(da_hh + (row.t * batch + at.sequence) * WIDTH + HIDDEN + at.unit, d.z);
           own.own[at.slot] = d.h;
-          store(place(at) + HIDDEN, d.z);
-          store(place(at) + 2 * HIDDEN, d.n);
+          store(gates + place(at, row) + HIDDEN, d.z);
+          store(gates + place(at, row) + 2 * HIDDEN, d.n);
         });
     if (n == steps) return;
     own.run(
-        [&](const Place& at) {
-          Seen<1> in = {};
-          in.counts = !valid || valid[row.t * batch + at.sequence];
-          in.gates[0] = place(at)[0];
-          in.h_before = h[row.before * size + at.sequence * HIDDEN + at.unit];
-          return in;
+        n, fetched_u,
+        [&](int begin, int now) {
+          own.template multiply<HIDDEN>(held_u, nullptr, da_u + row.t * size, begin, now);
         },
-        [&](int begin, int now) { own.template multiply<HIDDEN>(held_u, da_u + row.t * size, begin, now, false); },
         [&](const Place& at, const Seen<1>& in) {
           ResetGradient<number> d = {0, 0};
           if (in.counts)
@@ -863,7 +965,7 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
                                        held_u.total(own.sums, tile, at.s, at.row));
           send(da_hh + (row.t * batch + at.sequence) * WIDTH + at.unit, d.r);
           own.own[at.slot] += d.h;
-          store(place(at), d.r);
+          store(gates + place(at, row), d.r);
         });
   }
 }
@@ -872,13 +974,13 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
 
 #define FORWARD_KERNEL(name, body)                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, 1) name##_all_forward(FORWARD) {          \
-    body(batch, steps, share, tile, reverse, keep, weights,       \
-         valid, bias_ih, bias_hh, gates, h, c, extra, y);                                         \
+    body(batch, steps, share, tile, reverse, keep, weights, valid, bias_ih, bias_hh, h_first,     \
+         c_first, gates, h, c, extra, y, h_last, c_last);                                         \
   }
 #define BACKWARD_KERNEL(name, body)                                                               \
   extern "C" __global__ void __launch_bounds__(THREADS, 1) name##_all_backward(BACKWARD) {        \
-    body(batch, steps, share, tile, reverse, weights, valid, dy,  \
-         gates, h, c, extra, dh, dc, da_hh, da_u);                                                \
+    body(batch, steps, share, tile, reverse, weights, valid, dy, gates, h, c, extra, dh_last,     \
+         dc_last, dh, dc, da_hh, da_u);                                                           \
   }
 
 // What is compiled: of one cell, forward or backward.

@@ -106,19 +106,20 @@ class Persistent(Fused):
         runs = batch and (dtype.char != "E" or limits.capability >= BFLOAT16)
         return cost(*given) if runs else inf, cost_without(*given)
 
-    def _states(
-        self, ops: Operations, count: int, shape: tuple[int, ...], like: Array, *, keep: bool
-    ) -> list[Array]:
+    def _rows(
+        self, ops: Operations, part: int, shape: tuple[int, ...], like: Array, *, keep: bool
+    ) -> Array | None:
         steps, *state = shape
-        others = super()._states(ops, count - 1, shape, like, keep=keep)
-        return [_empty(ops, (steps + 1, *state), like), *others]
+        if part == 0:
+            return _empty(ops, (steps + 1, *state), like)
+        return super()._rows(ops, part, shape, like, keep=True) if keep else None
 
     def _extra(
         self, ops: Operations, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
     ) -> Array | None:
         if len(_KINDS[type(cell)].gates) == 2:
             return _empty(ops, shape, like)  # u
-        return super()._extra(ops, cell, shape, like, keep=keep)
+        return super()._extra(ops, cell, shape, like, keep=keep) if keep else None
 
     def _made(self, ops: Operations, cell: Cell, kept: Kept, dy: Array) -> Made:
         gates, (steps, batch, hidden) = _KINDS[type(cell)].gates, dy.shape
@@ -126,13 +127,23 @@ class Persistent(Fused):
         u = _empty(ops, (steps * batch, hidden), dy) if len(gates) == 2 else None
         return Made(kept.gates if cell.extras else hh, hh, u)
 
-    def _forward(self, loop: Loop, w: Weights, kept: Kept, y: Array, *, keep: bool) -> int:
-        """Run all steps; return the row of the last state."""
-        reverse = loop.reverse
-        given = (fused.valid(loop.ragged), w.get("bias_ih"), w.get("bias_hh"))
-        arrays = (w["weight_hh"], *given, *kept[1:], y)
+    def _forward(
+        self,
+        loop: Loop,
+        w: Weights,
+        kept: Kept,
+        state: Sequence[Array | None],
+        y: Array,
+        *,
+        keep: bool,
+    ) -> list[Array]:
+        """Run all steps from a state on; return the last one."""
+        ops, reverse = loop.ops, loop.reverse
+        last = [ops.buffer(tuple(y.shape[1:]), y) for _ in state]
+        given = (w["weight_hh"], fused.valid(loop.ragged), w.get("bias_ih"), w.get("bias_hh"))
+        arrays = (*given, *_first(ops, state), *kept[1:], y, *fused.pair(last))
         self._launch(loop, 0, y, (int(reverse), int(keep)), arrays)
-        return 0 if reverse else int(y.shape[0])
+        return last
 
     def _backward(
         self,
@@ -140,12 +151,14 @@ class Persistent(Fused):
         w: Weights,
         kept: Kept,
         dy: Array,
+        dlast: Sequence[Array | None],
         dstate: Sequence[Array],
         made: Made,
     ) -> None:
-        """Run all steps: `dstate` becomes that before the first one, and `made` is filled."""
+        """Run all steps from `dlast` on; fill `dstate`, before the first one, and `made`."""
         given = (w["weight_hh"], fused.valid(loop.ragged), dy)
-        arrays = (*given, *kept[1:], *fused.pair(dstate), made.hh, made.u)
+        ends = (*_first(loop.ops, dlast), *fused.pair(dstate))
+        arrays = (*given, *kept[1:], *ends, made.hh, made.u)
         self._launch(loop, 1, dy, (int(loop.reverse),), arrays)
 
     def _launch(
@@ -173,6 +186,11 @@ def _empty(ops: Operations, shape: tuple[int, ...], like: Array) -> Array:
     return empty
 
 
+def _first(ops: Operations, state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
+    """Return both parts of a state, each contiguous; None is zeros."""
+    return fused.pair([None if a is None else ops.xp.ascontiguousarray(a) for a in state])
+
+
 def _work(cell: Cell, dtype: Any) -> Work:
     return Work(_KINDS[type(cell)].gates, 8 * dtype.itemsize)
 
@@ -190,7 +208,7 @@ def options(dtype: str, hidden: int, plan: Plan) -> tuple[str, ...]:
     """Return how the source is compiled for a dtype, a hidden size and a plan."""
     given = {"THREADS": THREADS, "HIDDEN": hidden, "UNITS": plan.units}
     for which, laid in zip("HU", plan.layouts, strict=False):
-        held = {"TALL": laid.tall, "WIDE": laid.wide, "SIDE": laid.side}
+        held = {"TALL": laid.tall, "WIDE": laid.wide, "MORE": laid.more, "SIDE": laid.side}
         given |= {f"{name}_{which}": value for name, value in held.items()}
     return *fused.options(dtype), *(f"-D{name}={value}" for name, value in given.items())
 

@@ -1,9 +1,10 @@
 """Whether a run fits a device's persistent kernels, how it lies there, and whether it pays.
 
-A block per multiprocessor holds the recurrent weights of its hidden units in registers. As few
-blocks as can hold all weights are a group; each group runs its own share of the batch, so that a
-block waits for few states of other blocks. Of all ways that fit, the one that costs least is taken.
-What a step costs is computed from constants that were measured on one device, an H100.
+A block per multiprocessor holds the recurrent weights of its hidden units in registers, and in shared
+memory those for which there are none. As few blocks as pay are a group, which holds all weights; each
+group runs its own share of the batch, so that a block waits for few states of other blocks. Of all
+ways that fit, the one that costs least is taken. What a step costs is computed from constants that
+were measured on one device, an H100.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Layout(NamedTuple):
     """Rows of a lane; on tensor cores tiles of 16 rows of a warp."""
     wide: int
     """Fours of columns of a lane; on tensor cores tiles of 16 columns of a warp."""
+    more: int
+    """The same, of which the weights are in shared memory."""
     side: int
     """Lanes side by side with other rows; the rest of a warp has other columns."""
     parts: int
@@ -120,16 +123,27 @@ def _candidates(
     """Yield what fits, for each size of a group."""
     most = min(limits.multiprocessors, hidden)
     for units in sorted({-(-hidden // members) for members in range(1, most + 1)}):
-        laid = [layout(rows * units, width, bits) for rows, width in products]
-        layouts = tuple(each for each in laid if each is not None)
-        held = sum(each.tall * each.wide for each in layouts)
-        if len(layouts) < len(products) or 4 * held > HELD:
-            return  # a larger part of the weights fits even less
         members = -(-hidden // units)
         share = -(-batch // min(batch, limits.multiprocessors // members))
+        layouts = _layouts(products, bits, units)
+        if layouts is None:
+            return  # a larger part of the weights fits even less
         found = _tiled(products, bits, limits, units, members, share, layouts)
         if found is not None:
             yield found._replace(blocks=members * -(-batch // share))
+
+
+def _layouts(
+    products: Sequence[tuple[int, int]], bits: int, units: int
+) -> tuple[Layout, ...] | None:
+    """Return how the weights of so many units lie: each product has its part of the registers."""
+    sizes = [rows * width for rows, width in products]
+    found = [
+        layout(rows * units, width, bits, HELD * size // sum(sizes))
+        for (rows, width), size in zip(products, sizes, strict=True)
+    ]
+    laid = tuple(each for each in found if each is not None)
+    return laid if len(laid) == len(products) else None
 
 
 def _tiled(
@@ -145,6 +159,7 @@ def _tiled(
     each = zip(products, layouts, strict=True)
     summed = max(units * rows * laid.parts for (rows, _), laid in each)
     fixed = 4 * 2 * units * (share + sum(rows for rows, _ in products))
+    fixed += 16 * THREADS * sum(laid.tall * laid.more for laid in layouts)
     sequence = max(_row(width, bits) for _, width in products) + 4 * summed
     tile = min(share, (limits.shared - fixed) // sequence)
     if tile < 1 or (tile < share and members == 1):
@@ -167,13 +182,20 @@ def _row(width: int, bits: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def layout(rows: int, width: int, bits: int) -> Layout | None:
-    """Return how weights (rows, width) lie in a block's warps; None if there are too many."""
-    found = layouts(rows, width, bits)
+def layout(rows: int, width: int, bits: int, held: int = HELD) -> Layout | None:
+    """Return how weights (rows, width) lie in a block's warps; None if there are too many rows.
+
+    Parameters
+    ----------
+    rows, width, bits : int
+    held : int
+        Registers of a thread for them.
+    """
+    found = layouts(rows, width, bits, held)
     return min(found, key=lambda each: each.cycles, default=None)
 
 
-def layouts(rows: int, width: int, bits: int) -> Iterator[Layout]:
+def layouts(rows: int, width: int, bits: int, held: int) -> Iterator[Layout]:
     """Yield all ways in which weights (rows, width) can lie in a block's warps."""
     shapes = ((tall, 1) for tall in (1, 2))
     if bits == 32:
@@ -181,29 +203,34 @@ def layouts(rows: int, width: int, bits: int) -> Iterator[Layout]:
     for tall, side in shapes:
         height, column = (16 * tall, 16) if bits == 16 else (tall * side, 4 * 32 // side)
         across = -(-rows // height)
-        if across > _WARPS:
+        if across > _WARPS or 4 * tall > held:
             continue
-        wide = -(-width // (column * (_WARPS // across)))
-        if 4 * tall * wide > HELD:
-            continue
-        parts = -(-width // (column * wide))
-        cycles = _cycles(tall, wide, side, across * parts, bits) + 3 * parts
-        yield Layout(tall, wide, side, parts, cycles)
+        all_wide = -(-width // (column * (_WARPS // across)))
+        wide = all_wide
+        if 4 * tall * wide > held:
+            wide = max(1, held * 3 // 4 // (4 * tall))  # those from shared memory need some, too
+        parts = -(-width // (column * all_wide))
+        laid = Layout(tall, wide, all_wide - wide, side, parts, 3.0 * parts)
+        cycles = laid.cycles + _cycles(laid, across * parts, bits)
+        yield laid._replace(cycles=cycles)
 
 
-def _cycles(tall: int, wide: int, side: int, warps: int, bits: int) -> float:
+def _cycles(laid: Layout, warps: int, bits: int) -> float:
     """Return the cycles of so many warps for a sequence: four begin an instruction in each cycle.
 
     Reads of shared memory and exchanges between lanes share one path.
     """
+    tall, wide, more = laid.tall, laid.wide + laid.more, laid.more
     if bits == 16:
-        return (wide * (2 + 8 * tall) + 40) / 8 * -(-warps // 4)
-    exchanges, have, along = 0, tall, 32 // side
+        begun = (wide * (2 + 8 * tall) + 40) / 8 * -(-warps // 4)
+        return begun + 4 * tall * more * warps / 8
+    exchanges, have, along = 0, tall, 32 // laid.side
     while along > 1:
         have, along = max(1, have // 2), along // 2
         exchanges += have
     begun = wide * (1 + 4 * tall) + 4 * exchanges + 8
-    return max(begun * -(-warps // 4), (4 * wide + exchanges + have) * warps)
+    shared = 4 * wide + 4 * tall * more + exchanges + have
+    return max(begun * -(-warps // 4), shared * warps) * (2 if more else 1)
 
 
 @lru_cache(maxsize=1024)
