@@ -2,8 +2,9 @@
 //
 // NVRTC compiles this at run time, so no file is included: fused.py puts the texts of numbers.h and
 // kernels/gates.h where their names stand. The blocks of a group own UNITS hidden units each, and
-// keep their recurrent weights in registers; each group runs its own share of the batch. A step is,
-// for each tile of the share: the tile's states into shared memory, the product, the gates.
+// keep their recurrent weights in registers, and the rest in shared memory; each group runs its own
+// share of the batch. A step is, for each tile of the share: the tile's states into shared memory, the
+// product, the gates.
 //
 // Blocks do not meet. A number that one block computes and the others wait for is written once, into
 // memory that was EMPTY before (all bits set: a NaN that no operation gives), and who needs it reads
@@ -11,8 +12,8 @@
 //
 // BITS is the size of the arrays' numbers, 16 or 32; those of 16 bits are bfloat16 where BRAIN is
 // defined, and multiplied from sm_80 on. HIDDEN is H; a block of THREADS has UNITS hidden units; how a
-// warp holds weights, see `Held`, is TALL_H, WIDE_H and SIDE_H for the product with h, and TALL_U and
-// so on for that with u of the GRU that resets before.
+// warp holds weights, see `Held`, is TALL_H, WIDE_H, MORE_H and SIDE_H for the product with h, and
+// TALL_U and so on for that with u of the GRU that resets before.
 // A state is (B, H), the gates of a step (B, G, H), as in fused.cu.
 
 #ifdef __CUDACC__

@@ -1,10 +1,10 @@
 """Whether a run fits a device's persistent kernels, how it lies there, and whether it pays.
 
-A block per multiprocessor holds the recurrent weights of its hidden units in registers, and in shared
-memory those for which there are none. As few blocks as pay are a group, which holds all weights; each
-group runs its own share of the batch, so that a block waits for few states of other blocks. Of all
-ways that fit, the one that costs least is taken. What a step costs is computed from constants that
-were measured on one device, an H100.
+A block per multiprocessor holds the recurrent weights of its hidden units in registers, and in
+shared memory those for which there are none. A few blocks are a group, which holds all weights;
+each group runs its own share of the batch, so that a block waits for few states of other blocks. Of
+all ways that fit, the one that costs least is taken. What a step costs is computed from constants
+that were measured on one device, an H100.
 """
 
 from __future__ import annotations
