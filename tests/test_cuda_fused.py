@@ -181,7 +181,7 @@ def test_a_step_is_one_product_and_one_kernel(
         expected = {"dot": 40, f"reset_{part}": 20, f"candidate_{part}": 20}
     assert more == expected
     outside = sum(short.values()) - sum(expected.values()) // 4
-    assert outside <= (8 if part == "forward" else 15)
+    assert outside <= (8 if part == "forward" else 16)
 
 
 # In the kernels' source: what stands there, and a mistake instead.

@@ -27,7 +27,6 @@ from rnn_xp.models import Chain, token_chain
 from rnn_xp.training import Report, Settings, Trainer
 
 NUMPY = select("numpy")
-PERSISTENT = ("float16", "bfloat16", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +36,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def persistent_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("persistent")
-    source = persistent.source()
-    return cuda_on_cpu.kernels(
-        *(cuda_on_cpu.library(source, folder, dtype=dtype) for dtype in PERSISTENT)
-    )
+    library = cuda_on_cpu.Library(persistent.source, tmp_path_factory.mktemp("persistent"))
+    return library.kernels()
 
 
 @pytest.fixture(params=["persistent", "kernels", "core"])
@@ -62,7 +58,7 @@ def xp(
     monkeypatch.setattr(persistent, "limits", lambda: limits)
     monkeypatch.setattr(trial, "passes", lambda *_: True)  # which reads its errors once
     monkeypatch.setattr(engine, "streams", one_by_one)
-    monkeypatch.setattr(plan, "BEGIN", 1.0)  # so that few steps are enough to run levels at once
+    monkeypatch.setattr(plan, "BEGIN", 0.1)  # so that few steps are enough to run levels at once
     monkeypatch.setattr(plan, "RUN", 0.0)
     engine.choose.cache_clear()
     yield standin.xp

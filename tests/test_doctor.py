@@ -205,11 +205,9 @@ def whole(cupy: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     """Return what makes the engine with kernels of all steps, from their source."""
     folder = tmp_path_factory.mktemp("whole")
 
-    def made(source: str, limits: Limits) -> Any:
-        paths = [
-            cuda_on_cpu.library(source, folder, dtype=dtype) for dtype in ("float32", "float16")
-        ]
-        kernels = persistent.Persistent(cuda_on_cpu.kernels(*paths), lambda: limits)
+    def made(source: Callable[[str], str], limits: Limits) -> Any:
+        library = cuda_on_cpu.Library(source, folder)
+        kernels = persistent.Persistent(library.kernels(), lambda: limits)
         # Not `one_by_one` itself, which says that nothing runs at once.
         return cuda.Cuda(fused.Fused(cupy), kernels, partial(one_by_one))
 
@@ -219,9 +217,9 @@ def whole(cupy: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 def test_all_that_can_run_on_a_gpu_is_checked(
     whole: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = whole(persistent.source(), Limits(4, 60000, True))
+    engine = whole(persistent.source, Limits(4, 60000, True))
     monkeypatch.setattr(cuda, "choose", lambda: engine)
-    monkeypatch.setattr(plan, "BEGIN", 3.0)  # so that few steps are enough to run levels at once
+    monkeypatch.setattr(plan, "BEGIN", 0.5)  # so that few steps are enough to run levels at once
     monkeypatch.setattr(plan, "RUN", 0.0)
     deep = parity.Config("GRU", (12, 3, 4, 5), 2)
     small = [parity.Config("GRU", (12, 3, 4, 5), bidirectional=True), deep]
@@ -238,9 +236,13 @@ def test_all_that_can_run_on_a_gpu_is_checked(
 def test_a_kernel_that_goes_wrong_when_tried_fails(
     whole: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    right, wrong = "x[0] + h[0], x[1] + h[1], x[2]", "x[1] + h[1], x[0] + h[0], x[2]"
-    assert right in persistent.source()
-    engine = whole(persistent.source().replace(right, wrong), Limits(4, 60000, True))
+    def swapped(name: str) -> str:
+        right, wrong = "x[0] + h[0], x[1] + h[1], x[2]", "x[1] + h[1], x[0] + h[0], x[2]"
+        text = persistent.source(name)
+        assert right in text
+        return text.replace(right, wrong)
+
+    engine = whole(swapped, Limits(4, 60000, True))
     monkeypatch.setattr(cuda, "choose", lambda: engine)
     monkeypatch.setattr(parity, "grid", lambda **_: [parity.Config("GRU", (5, 3, 4, 5))])
     assert doctor("--backend", "cupy", "--json", tmp_path / "r.json") == 1

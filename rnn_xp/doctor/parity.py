@@ -38,7 +38,7 @@ _FULL: Shape = (5, 3, 74, 37)
 """Both levels have one input size, so that JAX compiles one."""
 _UNEVEN: Shape = (4, 17, 33, 130)
 _LARGE: Shape = (20, 70, 64, 512)
-_LONG: Shape = (500, 3, 40, 40)
+_LONG: Shape = (2000, 3, 40, 40)
 """So many steps that levels run at once."""
 _DTYPES = ("float64", "float32")
 _GPU_DTYPES = (*_DTYPES, "float16")

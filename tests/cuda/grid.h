@@ -129,23 +129,33 @@ UNWATCHED inline void run_thread() {
   pause();
 }
 
-// Order: 0 ascending, 1 descending, else the seed of an order drawn anew each round. False: deadlock.
+constexpr unsigned NAP = 8;  // rounds
+
+// Whether a thread has no turn: what it was about to do is long in coming.
+inline bool sleeps(size_t thread, uint64_t night) {
+  return ((thread * 0x9e3779b97f4a7c15ull ^ night) * 0xbf58476d1ce4e5b9ull) >> 61 == 0;
+}
+
+// Order: 0 ascending, 1 descending, else the seed of an order drawn anew each round, in which some
+// threads sleep. False: deadlock.
 UNWATCHED inline bool run_all(Thread* threads, size_t count, unsigned order) {
   std::vector<size_t> turn(count);
   for (size_t k = 0; k < count; k++) turn[k] = order == 1 ? count - 1 - k : k;
-  uint64_t random = 0x9e3779b97f4a7c15ull * (order + 1), before = ~0ull;
+  uint64_t random = 0x9e3779b97f4a7c15ull * (order + 1), night = 0;
   size_t left = count;
-  while (left && before != progress.load(std::memory_order_relaxed)) {
-    before = progress.load(std::memory_order_relaxed);
+  for (unsigned round = 0, idle = 0; left && idle <= 2 * NAP; round++) {
+    const uint64_t before = progress.load(std::memory_order_relaxed);
     for (size_t k = count - 1; order > 1 && k > 0; k--) {
       random ^= random << 13, random ^= random >> 7, random ^= random << 17;
       std::swap(turn[k], turn[random % (k + 1)]);
     }
+    if (round % NAP == 0) night = random;
     for (size_t k : turn)
-      if (!threads[k].done) {
+      if (!threads[k].done && !(order > 1 && sleeps(k, night))) {
         resume(threads + k);
         left -= threads[k].done;
       }
+    idle = before == progress.load(std::memory_order_relaxed) ? idle + 1 : 0;
   }
   return !left;
 }

@@ -3,18 +3,18 @@
 // NVRTC compiles this at run time, so no file is included: fused.py puts the texts of numbers.h and
 // kernels/gates.h where their names stand. The blocks of a group own UNITS hidden units each, and
 // keep their recurrent weights in registers, and the rest in shared memory; each group runs its own
-// share of the batch. A step is, for each tile of the share: the tile's states into shared memory, the
-// product, the gates.
+// share of the batch. A step is, for each tile of the share: the tile's states into shared memory,
+// the product, the gates.
 //
-// Blocks do not meet. A number that one block computes and the others wait for is written once, into
-// memory that was EMPTY before (all bits set: a NaN that no operation gives), and who needs it reads
-// until it is there. So all blocks have to be resident: a cooperative launch.
+// Blocks do not meet. A number that one block computes and the others wait for is written once,
+// into memory that was EMPTY before (all bits set: a NaN that no operation gives), and who needs it
+// reads until it is there. So all blocks have to be resident: a cooperative launch.
 //
 // BITS is the size of the arrays' numbers, 16 or 32; those of 16 bits are bfloat16 where BRAIN is
-// defined, and multiplied from sm_80 on. HIDDEN is H; a block of THREADS has UNITS hidden units; how a
-// warp holds weights, see `Held`, is TALL_H, WIDE_H, MORE_H and SIDE_H for the product with h, and
-// TALL_U and so on for that with u of the GRU that resets before.
-// A state is (B, H), the gates of a step (B, G, H), as in fused.cu.
+// defined, and multiplied from sm_80 on. HIDDEN is H; a block of THREADS has UNITS hidden units;
+// how a warp holds weights, see `Held`, is TALL_H, WIDE_H, MORE_H and SIDE_H for the product with
+// h, and TALL_U and so on for that with u of the GRU that resets before. A state is (B, H), the
+// gates of a step (B, G, H), as in fused.cu.
 
 #ifdef __CUDACC__
 #define SHARED(name) extern __shared__ __align__(16) char name[]
@@ -54,8 +54,9 @@ __device__ __forceinline__ void give(unsigned short* to, unsigned short v) {
 #define HALVES "f16.f16"
 #endif
 // sum (16, 8) += a (16, 16) b (16, 8), by a warp. A thread holds pairs of neighbours: of a those
-// from column 2 (lane % 4) on, in the rows lane / 4 and 8 further, and then those 8 columns further;
-// of b those from row 2 (lane % 4) on and 8 further, in column lane / 4; of the sum as of a.
+// from column 2 (lane % 4) on, in the rows lane / 4 and 8 further, and then those 8 columns
+// further; of b those from row 2 (lane % 4) on and 8 further, in column lane / 4; of the sum as of
+// a.
 __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a)[4],
                                              const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -82,7 +83,7 @@ __device__ constexpr int most(int a, int b) { return a > b ? a : b; }
 __device__ __forceinline__ int least(long long a, long long b) { return (int)(a < b ? a : b); }
 
 constexpr int MEMBERS = (HIDDEN + UNITS - 1) / UNITS;  // of a group
-constexpr bool ALONE = MEMBERS == 1;                   // which waits for no other
+[[maybe_unused]] constexpr bool ALONE = MEMBERS == 1;  // which waits for no other
 
 // --------------------------------------------------------------------------------------------
 // What blocks give each other.
@@ -121,17 +122,21 @@ __device__ __forceinline__ bool lacking(const uint4& v) {
   return lacking(v.x) || lacking(v.y) || lacking(v.z) || lacking(v.w);
 }
 
-// From one sequence's states to the next one's in shared memory. Tensor cores take sixteen numbers
-// at a time, and no two rows of eight begin in the same bank.
-__device__ constexpr int distance(int width) {
-  return BITS == 16 ? (width + 15) / 16 * 16 + 8 : (width + 3) / 4 * 4;
+// How many of a sequence's states are read: four at a time, on tensor cores sixteen.
+__device__ constexpr int padded(int width) {
+  return BITS == 16 ? (width + 15) / 16 * 16 : (width + 3) / 4 * 4;
 }
 
-// So often a thread reads in vain before it gives up, after seconds: what it then takes is NaN.
+// From one sequence's states to the next one's in shared memory. For tensor cores no two rows of
+// eight begin in the same bank.
+__device__ constexpr int distance(int width) { return padded(width) + (BITS == 16 ? 8 : 0); }
+
+// So often a thread reads in vain before it gives up, after seconds: what it then takes is NaN, and
+// it waits for nothing more.
 constexpr int PATIENCE = 1 << 22;
 
 // So many steps before it is needed, what stands in memory is on its way to the cache.
-constexpr int AHEAD = 4;
+[[maybe_unused]] constexpr int AHEAD = 4;
 
 // A number as soon as it is there.
 template <class V>
@@ -154,13 +159,13 @@ struct Vector<false> {
   typedef Bits Type;
 };
 
-// Wait for one number of each block, of those that it sends last. Where there are many to come, so
-// few readers do not keep the writers from the memory.
-template <int WIDTH>
+// Wait for one number of each block, of those that it sends last: they are from column LAST on.
+// Where there are many to come, so few readers do not keep the writers from the memory.
+template <int WIDTH, int LAST>
 __device__ __forceinline__ void watch(const stored* from, int count, int& patience) {
   for (int k = threadIdx.x; k < MEMBERS; k += THREADS) {
     const int unit = k + 1 < MEMBERS ? (k + 1) * UNITS - 1 : HIDDEN - 1;
-    const Bits* const last = (const Bits*)from + count * WIDTH - HIDDEN + unit;
+    const Bits* const last = (const Bits*)from + (count - 1) * WIDTH + LAST + unit;
     awaited(fetch(last), last, patience);
   }
   __syncthreads();
@@ -184,17 +189,22 @@ __device__ __forceinline__ void stage(stored* to, const stored* from, int count,
           awaited(got[i], (const V*)from + at, patience);
     }
   }
+  constexpr int MORE = padded(WIDTH) - WIDTH;  // after each row: a product by zero is not always 0
+  if constexpr (MORE > 0)
+    for (int k = threadIdx.x; k < count * MORE; k += THREADS)
+      to[k / MORE * distance(WIDTH) + WIDTH + k % MORE] = 0;
 }
 
 // --------------------------------------------------------------------------------------------
-// Products: sums (parts, tile, rows) = states (count, width) weights (rows, width)^T, in parts of the
-// width. A warp holds some of the weights' rows over one part of the width: the same in all steps.
+// Products: sums (parts, tile, rows) = states (count, width) weights (rows, width)^T, in parts of
+// the width. A warp holds some of the weights' rows over one part of the width: the same in all
+// steps.
 
 // What the warps of a block have: `height` rows, and `span` columns of a part.
 template <int ROWS, int WIDTH, int HEIGHT, int SPAN>
 struct Shares {
   static constexpr int ACROSS = (ROWS + HEIGHT - 1) / HEIGHT, PARTS = (WIDTH + SPAN - 1) / SPAN;
-  static constexpr bool EXACT = PARTS * SPAN <= distance(WIDTH);
+  static constexpr bool EXACT = PARTS * SPAN <= padded(WIDTH);
   static_assert(32 * ACROSS * PARTS <= THREADS, "there are too few warps");
   static constexpr int SUMS = PARTS * ROWS;  // of a sequence
 
@@ -221,8 +231,8 @@ struct Shares {
   }
 };
 
-// Those that a thread has no registers for are in shared memory, SPARE fours of a block: a thread has
-// its own there.
+// Those that a thread has no registers for are in shared memory, SPARE fours of a block: a thread
+// has its own there.
 #if BITS == 16
 struct alignas(16) Four {
   unsigned w[4];
@@ -262,7 +272,8 @@ struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> {
 
   static constexpr int APART = 4 / TALL;  // sums, so that a product does not wait for the last one
 
-  static __device__ __forceinline__ number added(const number (&sum)[APART][TALL][4], int t, int i) {
+  static __device__ __forceinline__ number added(const number (&sum)[APART][TALL][4], int t,
+                                                 int i) {
     number all = sum[0][t][i];
 #pragma unroll
     for (int k = 1; k < APART; k++) all += sum[k][t][i];
@@ -338,8 +349,8 @@ struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> 
       }
   }
 
-  // Adds what the lanes have of each row. Of two lanes each gives the other half of its rows, as long
-  // as there are several; row r of the one is row r + HALF of the other.
+  // Adds what the lanes have of each row. Of two lanes each gives the other half of its rows, as
+  // long as there are several; row r of the one is row r + HALF of the other.
   template <int HAVE, int OTHER>
   static __device__ __forceinline__ void add(number* sum) {
     if constexpr (OTHER > 0) {
@@ -459,7 +470,8 @@ struct Block {
       const int now = least(tile, sequences - begin), all = UNITS * now, mine = threadIdx.x;
       const Place at = place(mine < all ? mine : 0, begin);
       const bool works = mine < all && has(at);
-      const auto got = fetched(works ? at : place(0, begin), n);
+      decltype(fetched(at, n)) got = {};
+      if (works) got = fetched(at, n);
       product(begin, now);
       if (works) finish(at, got);
       for (int k = mine + THREADS; k < all; k += THREADS) {
@@ -477,17 +489,19 @@ struct Block {
     if (has(at)) begin(at);
   }
 
-  // The product with rows (B, width) of states: with the first ones that there are, if any, which may
-  // begin at any address, or with those that the blocks of this group send.
-  template <int W, class Weights>
+  // The product with rows (B, width) of states: with the first ones that there are, if any, which
+  // may begin at any address, or with those that the blocks of this group send.
+  template <int W, int LAST = W - HIDDEN, class Weights>
   __device__ __forceinline__ void multiply(const Weights& held, const stored* first,
                                            const stored* sent, int begin, int now) {
     typedef typename Vector<W * sizeof(stored) % 16 == 0>::Type V;
     const long long from = (sequence + begin) * (long long)W;
-    if (first) stage<W, Bits>(states, first + from, now, patience);
+    if (patience > 0) patience = PATIENCE;
+    int none = 0;  // the first ones are there, and may be EMPTY: NaN
+    if (first) stage<W, Bits>(states, first + from, now, none);
     if (sent) {
       if (begin == 0 && now * (W / (16 / (int)sizeof(stored))) > THREADS)
-        watch<W>(sent + from, now, patience);
+        watch<W, LAST>(sent + from, now, patience);
       stage<W, V>(states, sent + from, now, patience);
     }
     __syncthreads();
@@ -571,10 +585,10 @@ struct Gru {
 };
 
 // --------------------------------------------------------------------------------------------
-// Forward. Row k of h stands between the steps k - 1 and k, and is EMPTY at first, as is u of the GRU
-// that resets before, `extra`. With `keep` c is like h, and the GRU's q, `extra`, has a row for each
-// step; without, neither is there. `first` and `last` are the state before and after all steps; null
-// before is zeros.
+// Forward. Row k of h stands between the steps k - 1 and k, and is EMPTY at first, as is u of the
+// GRU that resets before, `extra`. With `keep` c is like h, and the GRU's q, `extra`, has a row for
+// each step; without, neither is there. `first` and `last` are the state before and after all
+// steps; null before is zeros.
 
 #define FORWARD                                                                                   \
   long long batch, long long steps, long long share, long long tile, long long reverse,           \
@@ -773,10 +787,10 @@ __device__ __forceinline__ void reset_forward(FORWARD) {
 #endif
 
 // --------------------------------------------------------------------------------------------
-// Backward. `dh_last` and `dc_last` (B, H) are the gradients of the last state, null for zeros; `dh`
-// and `dc` become those of the first. `da_hh` is the gradients of the pre-activations in the product
-// with h, `da_u` of those in the product with u: both EMPTY at first. In the GRUs those of the product
-// with x, which are others, take the place of the gates.
+// Backward. `dh_last` and `dc_last` (B, H) are the gradients of the last state, null for zeros;
+// `dh` and `dc` become those of the first. `da_hh` is the gradients of the pre-activations in the
+// product with h, `da_u` of those in the product with u: both EMPTY at first. In the GRUs those of
+// the product with x, which are others, take the place of the gates.
 
 #define BACKWARD                                                                                  \
   long long batch, long long steps, long long share, long long tile, long long reverse,           \
@@ -936,8 +950,8 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
         n, fetched,
         [&](int begin, int now) {
           if (n > 0)
-            own.template multiply<WIDTH>(held, nullptr, da_hh + row.last * batch * WIDTH, begin,
-                                         now);
+            own.template multiply<WIDTH, 0>(held, nullptr, da_hh + row.last * batch * WIDTH,
+                                            begin, now);
         },
         [&](const Place& at, const Seen<2>& in) {
           number whole = own.own[at.slot];

@@ -1,8 +1,8 @@
 """CuPy: all steps of a run in one kernel, forward and backward (`persistent.cu`).
 
-The recurrent weights stay in registers, and the blocks send each other the states; the product with
-the input and the gradients of the weights and of x are products outside, as in `fused`. float32;
-float16 and bfloat16 on tensor cores, which add in float32.
+The recurrent weights stay in registers and shared memory, and the blocks send each other the
+states; the product with the input and the gradients of the weights and of x are products outside,
+as in `fused`. float32; float16 and bfloat16 on tensor cores, which add in float32.
 
 The hidden size, and how many weights a thread holds, are known when a kernel is compiled: so it is
 compiled when a size first runs, for what `plan` finds. The kernels of a run are two, one each way.
@@ -20,8 +20,8 @@ from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernel, Made
 from rnn_xp.accelerate.cuda.plan import (
     BFLOAT16,
     THREADS,
+    Layout,
     Limits,
-    Plan,
     Work,
     cost,
     cost_without,
@@ -76,10 +76,12 @@ class Persistent(Fused):
         self._compiled, self.limits = compiled, limits
         self._parts: dict[int, Persistent] = {}
 
-    def on(self, multiprocessors: int) -> Persistent:
-        """Return the engine that uses no more than so many multiprocessors."""
-        most = min(multiprocessors, self.limits().multiprocessors)
-        return Persistent(self._compiled, lambda: self.limits()._replace(multiprocessors=most))
+    def on(self, multiprocessors: int, shared: int) -> Persistent:
+        """Return the engine that uses no more multiprocessors, and shared memory of each."""
+        has = self.limits()
+        most = min(multiprocessors, has.multiprocessors), min(shared, has.shared)
+        few = has._replace(multiprocessors=most[0], shared=most[1])
+        return Persistent(self._compiled, lambda: few)
 
     def part(self, count: int) -> Persistent:
         """Return the engine that uses no more than one of so many parts of the multiprocessors."""
@@ -173,7 +175,8 @@ class Persistent(Fused):
         found = plans(_work(loop.cell, like.dtype), hidden, batch, self.limits())
         assert found is not None, "chosen although it does not fit"
         plan, name = found[part], f"{kind.name}_all_{PARTS[part]}"
-        kernel = self._compiled(name, options(fused.NAMES[like.dtype.char], hidden, plan))
+        dtype = fused.NAMES[like.dtype.char]
+        kernel = self._compiled(name, options(dtype, hidden, plan.units, plan.layouts))
         arguments = (batch, steps, plan.share, plan.tile, *how, *fused.pointers(*arrays))
         kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
 
@@ -204,10 +207,10 @@ def source(name: str) -> str:
 
 
 @cache
-def options(dtype: str, hidden: int, plan: Plan) -> tuple[str, ...]:
-    """Return how the source is compiled for a dtype, a hidden size and a plan."""
-    given = {"THREADS": THREADS, "HIDDEN": hidden, "UNITS": plan.units}
-    for which, laid in zip("HU", plan.layouts, strict=False):
+def options(dtype: str, hidden: int, units: int, layouts: tuple[Layout, ...]) -> tuple[str, ...]:
+    """Return how the source is compiled for a dtype, a hidden size and a plan's units."""
+    given = {"THREADS": THREADS, "HIDDEN": hidden, "UNITS": units}
+    for which, laid in zip("HU", layouts, strict=False):
         held = {"TALL": laid.tall, "WIDE": laid.wide, "MORE": laid.more, "SIDE": laid.side}
         given |= {f"{name}_{which}": value for name, value in held.items()}
     return *fused.options(dtype), *(f"-D{name}={value}" for name, value in given.items())

@@ -9,7 +9,7 @@ that were measured on one device, an H100.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import ceil, inf
 from typing import NamedTuple
@@ -113,16 +113,23 @@ def fit(
     """
     if not limits.cooperative:
         return None
-    found = _candidates(products, bits, hidden, batch, limits)
+    given = products, bits, hidden, batch, limits
+    # Few sizes of a group, so that few kernels are compiled when the batch changes.
+    few = [limits.multiprocessors >> k for k in range(limits.multiprocessors.bit_length())]
+    found = list(_candidates(few, *given)) or list(_candidates(range(1, few[0] + 1), *given))
     return min(found, key=lambda plan: plan.cost, default=None)
 
 
 def _candidates(
-    products: Sequence[tuple[int, int]], bits: int, hidden: int, batch: int, limits: Limits
+    sizes: Iterable[int],
+    products: Sequence[tuple[int, int]],
+    bits: int,
+    hidden: int,
+    batch: int,
+    limits: Limits,
 ) -> Iterator[Plan]:
-    """Yield what fits, for each size of a group."""
-    most = min(limits.multiprocessors, hidden)
-    for units in sorted({-(-hidden // members) for members in range(1, most + 1)}):
+    """Yield what fits, of groups of no more than so many blocks."""
+    for units in sorted({-(-hidden // min(members, hidden)) for members in sizes}):
         members = -(-hidden // units)
         share = -(-batch // min(batch, limits.multiprocessors // members))
         layouts = _layouts(products, bits, units)
