@@ -524,7 +524,7 @@ def test_levels_at_once(
     assert ran == [2 * chunks, 2 * chunks]  # of each level, forward and backward
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", GATES)
 def test_the_trial_passes(name: str, dtype: str, library: Library, steps: Fused, xp: Any) -> None:
     whole = Persistent(library.kernels(), lambda: Limits(20, 60000, True))
