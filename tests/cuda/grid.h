@@ -287,10 +287,6 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
   warp.barrier.wait(false);
 }
 
-struct float4 {
-  float x, y, z, w;
-};
-
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };

@@ -937,7 +937,6 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
   };
   const auto fetched_u = [&](const Place& at, long long n) {
     Seen<1> in = {};
-    if (n >= steps) return in;
     const Back row(n, steps, reverse);
     in.counts = counts(at, row);
     in.gates[0] = gates[place(at, row)];

@@ -130,14 +130,12 @@ def _candidates(
 ) -> Iterator[Plan]:
     """Yield what fits, of groups of no more than so many blocks."""
     for units in sorted({-(-hidden // min(members, hidden)) for members in sizes}):
-        members = -(-hidden // units)
-        share = -(-batch // min(batch, limits.multiprocessors // members))
         layouts = _layouts(products, bits, units)
         if layouts is None:
             return  # a larger part of the weights fits even less
-        found = _tiled(products, bits, limits, units, members, share, layouts)
+        found = _tiled(products, bits, hidden, batch, limits, units, layouts)
         if found is not None:
-            yield found._replace(blocks=members * -(-batch // share))
+            yield found
 
 
 def _layouts(
@@ -156,13 +154,15 @@ def _layouts(
 def _tiled(
     products: Sequence[tuple[int, int]],
     bits: int,
+    hidden: int,
+    batch: int,
     limits: Limits,
     units: int,
-    members: int,
-    share: int,
     layouts: tuple[Layout, ...],
 ) -> Plan | None:
-    """Return the plan of one group; None where its states do not fit into shared memory."""
+    """Return the plan of blocks of so many units; None where shared memory has too little room."""
+    members = -(-hidden // units)
+    share = -(-batch // min(batch, limits.multiprocessors // members))
     each = zip(products, layouts, strict=True)
     summed = max(units * rows * laid.parts for (rows, _), laid in each)
     fixed = 4 * 2 * units * (share + sum(rows for rows, _ in products))
@@ -180,7 +180,8 @@ def _tiled(
     gates = len(products) * GATES * max(tiles, units * share / THREADS)
     shared = fixed + tile * sequence
     took = waits + multiplies + gates
-    return Plan(0, units, members, share, tile, shared, layouts, took)
+    blocks = members * -(-batch // share)
+    return Plan(blocks, units, members, share, tile, shared, layouts, took)
 
 
 def _row(width: int, bits: int) -> int:
@@ -217,9 +218,8 @@ def layouts(rows: int, width: int, bits: int, held: int) -> Iterator[Layout]:
         if 4 * tall * wide > held:
             wide = max(1, held * 3 // 4 // (4 * tall))  # those from shared memory need some, too
         parts = -(-width // (column * all_wide))
-        laid = Layout(tall, wide, all_wide - wide, side, parts, 3.0 * parts)
-        cycles = laid.cycles + _cycles(laid, across * parts, bits)
-        yield laid._replace(cycles=cycles)
+        laid = Layout(tall, wide, all_wide - wide, side, parts, 0.0)
+        yield laid._replace(cycles=3.0 * parts + _cycles(laid, across * parts, bits))
 
 
 def _cycles(laid: Layout, warps: int, bits: int) -> float:
