@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import elementwise_on_cpu
 import numpy as np
 import pytest
-from targets import TARGETS, Target, make_target
+import standin
+from cuda_on_cpu import Library
+from targets import TARGETS, Target, make_target, need_module
 
 from rnn_xp.accelerate import native
+from rnn_xp.accelerate.cuda import fused, persistent
+from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.backend import operations
 
 # The tests compile hundreds of small functions with JAX, and run most of them once.
@@ -38,3 +44,23 @@ def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Cut NumPy's time loop into chunks of one step, then of seven rows, whatever fits in them."""
     monkeypatch.setattr(operations(np), "rows_a_chunk", request.param)
     return int(request.param)
+
+
+@pytest.fixture
+def xp() -> Any:
+    """Stand in for CuPy."""
+    need_module("ml_dtypes")  # NumPy knows bfloat16 by it
+    standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
+    return standin.xp
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """Compile the CUDA kernels of all steps for the processor."""
+    return Library(persistent.source, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Fused:
+    """Compile the CUDA kernels of one step for the processor."""
+    return Fused(elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("steps")))

@@ -12,7 +12,6 @@ import elementwise_on_cpu
 import numpy as np
 import pytest
 import standin
-from targets import need_module
 
 from rnn_xp import recurrence
 from rnn_xp.accelerate import CORE, OneByOne
@@ -31,13 +30,6 @@ HOST = operations(np)
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def xp() -> Any:
-    need_module("ml_dtypes")  # NumPy knows bfloat16 by it
-    standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
-    return standin.xp
 
 
 class Case:
