@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -20,6 +23,21 @@ X86 = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
 }
 SETS = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
+# Intel's processors from Skylake to Cascade Lake run a loop slowly whose branch crosses a boundary of
+# 32 bytes (Intel, "Mitigations for Jump Conditional Code Erratum", 2019). GNU's name, and Clang's.
+BRANCHES = ("-Wa,-mbranches-within-32B-boundaries", "-mbranches-within-32B-boundaries")
+
+
+def first_taken(compiler: Any, flags: tuple[str, ...]) -> list[str]:
+    """Return the first flag that the compiler takes, or none."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder, "empty.cpp")
+        source.touch()
+        for flag in flags:
+            command = [*compiler.compiler_so, flag, "-c", source.name]
+            if not subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
+                return [flag]
+    return []
 
 
 class BuildKernels(build_ext):
@@ -28,15 +46,15 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compile the sources and link them."""
         defines = [(f"RNN_XP_{name.upper()}", None) for name in SETS]
-        objects = []
+        objects, branches = [], first_taken(self.compiler, BRANCHES) if SETS else []
         for source in ext.sources:
-            flags = FLAGS + SETS.get(Path(source).stem.removeprefix("kernels_"), [])
+            own = SETS.get(Path(source).stem.removeprefix("kernels_"), [])
             objects += self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,
                 macros=defines,
                 include_dirs=self.include_dirs,
-                extra_postargs=flags,
+                extra_postargs=[*FLAGS, *branches, *own],
                 depends=ext.depends,
             )
         self.compiler.link_shared_object(

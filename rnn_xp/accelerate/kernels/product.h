@@ -31,11 +31,15 @@ INLINE long upward(long a, long b) { return (a + b - 1) / b; }
 #define PIN(v)
 #endif
 
+constexpr long LINE = 64;    // bytes of a cache line
+constexpr int TOGETHER = 8;  // lines that are fetched at once
+
 // M rows of A against a panel of N vectors. A[row][k] stands at A[row * by_row + k * by_k]. `init`
-// is null for zeros, has distance 0 for one row everywhere, and is C to add to it.
+// is null for zeros, has distance 0 for one row everywhere, and is C to add to it. From `ahead` on one
+// line for each k is fetched into the second cache, unless it is null.
 template <class T, int M, int N>
 void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init, long ld_init, T* C,
-          long ldc) {
+          long ldc, const char* ahead) {
   constexpr int L = LANES<T>;
   typedef Vector<T> V;
   V sum[M][N];
@@ -43,33 +47,46 @@ void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init,
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 8
     for (int j = 0; j < N; j++) sum[i][j] = init ? load(init + i * ld_init + j * L) : V{};
+  constexpr int NEAR = 3;  // rows from one pointer: an address takes one or two times a distance
+  const T* beyond = A + NEAR * by_row;
+  auto row = [&](int i) { return i < NEAR ? A[i * by_row] : beyond[(i - NEAR) * by_row]; };
+  const T* const end = W + K * N * L;
+  while (W != end) {
+    const T* stop = end;
+    if (ahead) {
+      if (end - W > TOGETHER * N * L) stop = W + TOGETHER * N * L;
 #pragma GCC unroll 1
-  for (long k = 0; k < K; k++, A += by_k, W += N * L) {
-    if constexpr (TILE_ROWS > TILE_VECTORS) {  // many registers: the weights stay in them
-      V w[N];
-#pragma GCC unroll 8
-      for (int j = 0; j < N; j++) {
-        w[j] = load(W + j * L);
-        PIN(w[j]);
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < M; i++) {
-        const V a = fill(A[i * by_row]);
-#pragma GCC unroll 8
-        for (int j = 0; j < N; j++) sum[i][j] = fma(a, w[j], sum[i][j]);
-      }
-    } else {  // few registers: the rows stay in them
-      V a[M];
-#pragma GCC unroll 8
-      for (int i = 0; i < M; i++) a[i] = fill(A[i * by_row]);
-#pragma GCC unroll 8
-      for (int j = 0; j < N; j++) {
-        V w = load(W + j * L);
-        PIN(w);
-#pragma GCC unroll 8
-        for (int i = 0; i < M; i++) sum[i][j] = fma(a[i], w, sum[i][j]);
-      }
+      for (int i = 0; i < TOGETHER; i++, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
     }
+#pragma GCC unroll 1
+    do {
+      if constexpr (TILE_ROWS > TILE_VECTORS) {  // many registers: the weights stay in them
+        V w[N];
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+          w[j] = load(W + j * L);
+          PIN(w[j]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) {
+          const V a = fill(row(i));
+#pragma GCC unroll 8
+          for (int j = 0; j < N; j++) sum[i][j] = fma(a, w[j], sum[i][j]);
+        }
+      } else {  // few registers: the rows stay in them
+        V a[M];
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) a[i] = fill(row(i));
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+          V w = load(W + j * L);
+          PIN(w);
+#pragma GCC unroll 8
+          for (int i = 0; i < M; i++) sum[i][j] = fma(a[i], w, sum[i][j]);
+        }
+      }
+      W += N * L, A += by_k, beyond += by_k;
+    } while (W != stop);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < M; i++)
@@ -78,7 +95,7 @@ void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init,
 }
 
 template <class T>
-using Tile = void (*)(long, const T*, long, long, const T*, const T*, long, T*, long);
+using Tile = void (*)(long, const T*, long, long, const T*, const T*, long, T*, long, const char*);
 
 #define TILES_OF_ROW(M) \
   { nullptr, tile<T, M, 1>, tile<T, M, 2>, tile<T, M, 3>, tile<T, M, 4> }
@@ -114,30 +131,49 @@ INLINE void for_rows(long first, long last, F f) {
   }
 }
 
+// Memory that is needed next, K rows of so many bytes: while the tiles before it run, each of the
+// first ones fetches a part. Null where the caches hold it anyhow.
+class Ahead {
+ public:
+  Ahead(const void* memory, long K, long row)
+      : next_((const char*)memory), step_(K * LINE), left_(memory ? row / LINE : 0) {}
+
+  const char* part() {
+    if (left_-- <= 0) return nullptr;
+    next_ += step_;
+    return next_ - step_;
+  }
+
+ private:
+  const char* next_;
+  long step_, left_;
+};
+
 // Rows [first, last) of C = init + A W for one panel of n vectors, of which `columns` numbers count
 // (the panel's others are zeros, and neither read from init nor written); K in blocks that the cache
-// holds.
+// holds. `far`: the panels that follow come from beyond the second cache.
 template <class T>
-NOINLINE void panel_product(long first, long last, long K, const T* A, long by_row,
-                                             long by_k, const T* W, int n, const T* init,
-                                             long ld_init, T* C, long ldc, long columns) {
+NOINLINE void panel_product(long first, long last, long K, const T* A, long by_row, long by_k,
+                            const T* W, int n, const T* init, long ld_init, T* C, long ldc,
+                            long columns, bool far = false) {
   constexpr long block = 1024;
   constexpr int L = LANES<T>;
   const bool whole = columns >= n * L;
   alignas(64) T part[TILE_ROWS * TILE_VECTORS * L];
   for (long k = 0; k < K || k == 0; k += block) {
     const long count = least(block, K - k);
+    Ahead ahead(far ? W + (k + count) * n * L : nullptr, count, n * L * sizeof(T));
     for_rows(first, last, [&](long r, int m) {
       const T* const a = A + r * by_row + k * by_k;
       const T* const w = W + k * n * L;
       const T* start = k ? C + r * ldc : (init ? init + r * ld_init : nullptr);
       const long ld_start = k ? ldc : ld_init;
       T* const c = C + r * ldc;
-      if (whole) return tile_of<T>(m, n)(count, a, by_row, by_k, w, start, ld_start, c, ldc);
+      if (whole) return tile_of<T>(m, n)(count, a, by_row, by_k, w, start, ld_start, c, ldc, ahead.part());
       for (int i = 0; start && i < m; i++)
         for (int j = 0; j < n; j++)
           store(part + (i * n + j) * L, load_part(start + i * ld_start + j * L, columns - j * L));
-      tile_of<T>(m, n)(count, a, by_row, by_k, w, start ? part : nullptr, n * L, part, n * L);
+      tile_of<T>(m, n)(count, a, by_row, by_k, w, start ? part : nullptr, n * L, part, n * L, ahead.part());
       for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++)
           store_part(c + i * ldc + j * L, load(part + (i * n + j) * L), columns - j * L);

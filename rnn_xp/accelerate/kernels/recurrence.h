@@ -39,6 +39,7 @@ struct Operands {
   const T* W;  // packed: panels of one vector of units with all gates or, with one gate, of several
   int gates;
   const T* init;  // one row, or null for zeros
+  bool far;       // whether W comes from beyond the second cache
 };
 
 // Form the sums of these rows and panels, each of `wide` vectors of units, and let a function of the
@@ -57,9 +58,10 @@ NOINLINE void multiply(const Step<T>& s, const Operands<T>& o, Span panels, Span
     const int count = (int)least(wide, units - u), n = count * o.gates;
     const T* w = o.W + u * o.gates * L * o.K;
     const T* start = o.init ? o.init + u * o.gates * L : nullptr;
+    Ahead ahead(o.far ? w + n * L * o.K : nullptr, o.K, n * L * sizeof(T));
     for_rows(rows.first, rows.last, [&](long row, int m) {
-      tile_of<T>(m, n)(o.A ? o.K : 0, o.A ? o.A + row * o.lda : nullptr, o.lda, 1, w, start, 0,
-                       sums, n * L);
+      const T* const A = o.A ? o.A + row * o.lda : w;  // not read where there is none
+      tile_of<T>(m, n)(o.A ? o.K : 0, A, o.lda, 1, w, start, 0, sums, n * L, ahead.part());
       for (int i = 0; i < m; i++)
         for (int j = 0; j < count; j++)
           finish(s, row + i, (u + j) * L, sums + (i * n + j * o.gates) * L);
@@ -92,6 +94,7 @@ template <class T>
 struct Recurrence {
   typedef Vector<T> V;
   static constexpr int L = LANES<T>;
+  static constexpr long SECOND_CACHE = 1 << 20;       // bytes, on most processors
   static constexpr long CHUNK_ROWS = 512;
   static constexpr long CHUNK_BYTES = 512 * 1024;     // of `gates`, in a forward chunk
   static constexpr long CHUNK_NUMBERS = 2304 * 1024;  // in `Backward`, of a chunk
@@ -324,11 +327,18 @@ struct Recurrence {
 
   // ---- Products of a step ----
 
+  // Whether a thread's weights are too many for the second cache to keep from step to step.
+  bool far(long K, int gates) const {
+    const long threads = by_units() ? team.size : 1;
+    return K * padded * gates * (long)sizeof(T) >= threads * SECOND_CACHE;
+  }
+
   // Of own rows and panels.
   void step_product(StepProduct<T> product, const Step<T>& s, const T* A, long lda, long K,
                     const T* W, int gates, const T* init) const {
     const int wide = gates == 1 ? width : 1;
-    product(s, {A, lda, K, W, gates, init}, panels(upward(units, wide)), rows(), units, wide);
+    product(s, {A, lda, K, W, gates, init, far(K, gates)}, panels(upward(units, wide)), rows(),
+            units, wide);
   }
 
   // With transposed weights: their columns are units, one panel beside the other.
@@ -421,7 +431,8 @@ struct Recurrence {
       const long u = q * wide;
       const int n = (int)least(wide, units - u) * cell.x_gates;
       panel_product<T>(part.first, part.last, I, x, a.ldx, 1, p.w_ih + u * cell.x_gates * L * I, n,
-                       p.bias + u * cell.x_gates * L, 0, gates + u * cell.slots * L, ld, n * L);
+                       p.bias + u * cell.x_gates * L, 0, gates + u * cell.slots * L, ld, n * L,
+                       far(I, cell.x_gates));
     }
   }
 
