@@ -23,8 +23,8 @@ X86 = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
 }
 SETS = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
-# Intel's processors from Skylake to Cascade Lake run a loop slowly whose branch crosses a boundary of
-# 32 bytes (Intel, "Mitigations for Jump Conditional Code Erratum", 2019). GNU's name, and Clang's.
+# Intel's processors from Skylake to Cascade Lake run a loop slowly whose branch crosses a boundary
+# of 32 bytes (Intel, "Mitigations for Jump Conditional Code Erratum", 2019). GNU's name, and Clang's.
 BRANCHES = ("-Wa,-mbranches-within-32B-boundaries", "-mbranches-within-32B-boundaries")
 
 
