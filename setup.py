@@ -24,7 +24,8 @@ X86 = {
 }
 SETS = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
 # Intel's processors from Skylake to Cascade Lake run a loop slowly whose branch crosses a boundary
-# of 32 bytes (Intel, "Mitigations for Jump Conditional Code Erratum", 2019). GNU's name, and Clang's.
+# of 32 bytes (Intel, "Mitigations for Jump Conditional Code Erratum", 2019). GNU's name of the
+# flag, and Clang's.
 BRANCHES = ("-Wa,-mbranches-within-32B-boundaries", "-mbranches-within-32B-boundaries")
 
 

@@ -33,6 +33,8 @@ class NotInCuPy(AssertionError, AttributeError):
 class Device:
     """A device: making it current is entering it."""
 
+    compute_capability = "90"
+
     def __init__(self, index: int) -> None:
         self.id = index
         self._before: list[int] = []

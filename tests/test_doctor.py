@@ -177,6 +177,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> Any:
     """The stand-in as the backend `cupy`."""
+    need_module("ml_dtypes")
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
     made = Backend("cupy", standin.xp, standin.Device(0), "cuda:0")
     entry = backends.BACKENDS["cupy"]._replace(make=lambda _: made)
@@ -194,10 +195,28 @@ def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "r.json").read_text())
     ways = {(check["engine"], check["dtype"]) for check in found["checks"]}
-    assert ways == {(e, d) for e in ("core", "fused") for d in ("float64", "float32", "float16")}
+    dtypes = ("float64", "float32", "float16", "bfloat16")
+    assert ways == {(engine, dtype) for engine in ("core", "fused") for dtype in dtypes}
     assert [time["engine"] for time in found["times"]] == ["core", "fused", "plain loop"]
     assert found["cuda"] == {"device": "a stand-in"}
     assert "cuDNN was not timed: PyTorch" in said
+
+
+@pytest.mark.usefixtures("cupy")
+def test_bfloat16_is_left_out_where_it_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standin.Device, "compute_capability", "75")
+    names, lacks = parity.dtypes(select("cupy"))
+    assert names == ["float64", "float32", "float16"]
+    assert lacks == ["bfloat16 is multiplied from compute capability 8.0 on, here is 7.5"]
+
+
+def test_every_dtype_holds_the_numbers_of_a_problem() -> None:
+    brain = np.dtype(need_module("ml_dtypes").bfloat16)
+    for config in parity.grid(quick=False, gpu=True):
+        problem = parity.problem_of(config)
+        for array in (problem.x, problem.dy, *problem.params.values()):
+            for dtype in (np.float16, brain):
+                assert np.array_equal(array.astype(dtype).astype(np.float64), array)
 
 
 @pytest.fixture
@@ -228,7 +247,8 @@ def test_all_that_can_run_on_a_gpu_is_checked(
     assert doctor("--backend", "cupy") == 0
     said = capsys.readouterr().out
     for name in ("fused", "persistent", "persistent pair", "persistent wave"):
-        assert re.search(rf"cupy +{name} +GRU +float32 .* PASS", said), name
+        for dtype in ("float32", "float16", "bfloat16"):
+            assert re.search(rf"cupy +{name} +GRU +{dtype} .* PASS", said), (name, dtype)
     (line,) = [line for line in said.splitlines() if "300 units" in line and "float32" in line]
     assert "not all steps in one kernel: it does not fit 4 multiprocessors of 60000 bytes" in line
 

@@ -252,6 +252,16 @@ CORE = OneByOne(recurrence)
 """The engine that runs everywhere."""
 
 
+def at_once(chosen: Engine, cell: Cell, levels: Sequence[Any], like: Array) -> native.AtOnce | None:
+    """Return what runs a prepared layer on plain arguments, if its engine has such a thing.
+
+    A step of a stream is so short that its checks in Python take longer than all else.
+    """
+    if len(levels) > 1 or not isinstance(chosen, native.Native):
+        return None
+    return chosen.at_once(cell, levels[0], like)
+
+
 def engine(cell: Cell, like: Array) -> Engine:
     """Return the engine for a cell whose weights are arrays like `like`."""
     if type(like) is np.ndarray:

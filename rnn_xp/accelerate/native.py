@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,10 @@ Kept = tuple[Array, int, Array | None, tuple[int, ...], list[Array]]
 kernels' memory of each direction."""
 
 
+AtOnce = Callable[[Any, Any], Any]
+"""From x and the state to y and the state; None where an argument is not plainly right."""
+
+
 class Native:
     """The engine of one instruction set: see `Engine`.
 
@@ -93,6 +97,14 @@ class Native:
             _kernels.pack(shape, self.threads, *map(_whole, map(own.get, _WEIGHTS)), room)
             packed.append(room)
         return packed, self._number, number, item
+
+    def at_once(self, cell: Cell, w: Folded, like: Array) -> AtOnce | None:
+        """Return what runs one direction without a check of Python's; None if there are two."""
+        packed, kernels, number, item = w
+        if len(packed) > 1:
+            return None
+        sizes = (kernels, number, item, 1, 1, like.shape[1], cell.hidden_size)
+        return partial(_kernels.infer, sizes, self.threads, packed[0], _empty, like.dtype)
 
     def run(
         self,

@@ -1,12 +1,13 @@
 """Parity: the layers of every backend against the NumPy core in float64.
 
-The numbers of a problem are rounded to float16 first, so that they are the same in every dtype,
-and one reference serves all. The error of an array is the largest difference over the largest
-element of all values, or of all gradients, of the reference. With the unit roundoff u of a dtype, a
-sum of n terms is off by about u sqrt(n) of the largest term, and each of T steps adds an error of
-its own and passes on those before it: `bound` is 2 u L T sqrt(n), for L levels and the longest sum
-n of a problem. On CPUs the errors of this grid lie below a tenth of it; a product in TF32
-(u = 2^-11) in place of float32 (2^-24) lies above, but for the longest sequences.
+The numbers of a problem are ones that float16 and bfloat16 hold exactly, so that they are the same
+in every dtype, and one reference serves all. The error of an array is the largest difference over
+the largest element of all values, or of all gradients, of the reference. With the unit roundoff u
+of a dtype, a sum of n terms is off by about u sqrt(n) of the largest term, and each of T steps adds
+an error of its own and passes on those before it: `bound` is u L T sqrt(n) / 2, for L levels and
+the longest sum n of a problem. On CPUs the errors of this grid lie below two fifths of it, on an
+H100 below a fifth; a product in TF32 (u = 2^-11) in place of float32 (2^-24) lies above, but for
+the longest sequences.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.backend import Backend, select
+from rnn_xp.accelerate.cuda.plan import BFLOAT16
+from rnn_xp.backend import Backend, dtype_name, select
 from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor.engines import NAME_OF_CORE, is_gpu, on_core, runs, why_not_persistent
 from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
@@ -41,7 +43,8 @@ _LARGE: Shape = (20, 70, 64, 512)
 _LONG: Shape = (2000, 3, 40, 40)
 """So many steps that levels run at once."""
 _DTYPES = ("float64", "float32")
-_GPU_DTYPES = (*_DTYPES, "float16")
+_GPU_DTYPES = (*_DTYPES, "float16", "bfloat16")
+_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Config:
 
 
 class Problem(NamedTuple):
-    """The numbers of a configuration, float64 that float16 holds exactly."""
+    """The numbers of a configuration, float64 that float16 and bfloat16 hold exactly."""
 
     params: dict[str, HostArray]
     x: HostArray
@@ -163,7 +166,9 @@ def problem_of(config: Config) -> Problem:
 
 
 def _rounded(array: HostArray) -> HostArray:
-    return array.astype(np.float16).astype(np.float64)
+    """Return float16's nearest, of them the eight bits that bfloat16 has."""
+    bits = array.astype(np.float16).astype(np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
 
 
 @lru_cache(maxsize=32)
@@ -210,7 +215,7 @@ def errors_of(
     errors = {}
     for name, b in expected.items():
         a, error = found[name], math.inf
-        if a.shape == b.shape and a.dtype == dtype:
+        if a.shape == b.shape and dtype_name(a.dtype) == dtype:
             error = float(np.abs(a.astype(np.float64) - b).max()) / scales[_is_gradient(name)]
         errors[name] = math.inf if math.isnan(error) else error
     return errors
@@ -224,8 +229,7 @@ def bound(config: Config, dtype: str) -> float:
     """Return how large an error may be, relative to the largest element; see above."""
     steps, batch, size, hidden = config.shape
     longest = max(steps * batch, size + hidden, 2 * hidden * (1 + config.bidirectional))
-    roundoff = float(np.finfo(dtype).eps) / 2
-    return 2.0 * roundoff * config.layers * steps * math.sqrt(longest)
+    return 0.5 * _ROUNDOFF[dtype] * config.layers * steps * math.sqrt(longest)
 
 
 def dtypes(backend: Backend) -> tuple[list[str], list[str]]:
@@ -234,10 +238,22 @@ def dtypes(backend: Backend) -> tuple[list[str], list[str]]:
     for name in _GPU_DTYPES if is_gpu(backend) else _DTYPES:
         try:
             backend.dtype(name)
+            if name == "bfloat16":
+                _check_multiplies(backend)
             there.append(name)
         except ValueError as error:
             lacks.append(str(error))
     return there, lacks
+
+
+def _check_multiplies(backend: Backend) -> None:
+    """Raise unless the GPU multiplies bfloat16."""
+    capability = int(backend.device.compute_capability)
+    if capability < BFLOAT16:
+        raise ValueError(
+            f"bfloat16 is multiplied from compute capability {BFLOAT16 / 10} on, "
+            f"here is {capability / 10}"
+        )
 
 
 def checks(backend: Backend, names: list[str], configs: list[Config]) -> Iterator[Check]:

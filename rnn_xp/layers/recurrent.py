@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp import init as init_
-from rnn_xp.accelerate import Deep, Engine, engine
+from rnn_xp.accelerate import Deep, Engine, at_once, engine
+from rnn_xp.accelerate.native import AtOnce
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -57,6 +58,8 @@ class Prepared(NamedTuple):
     """The folded weights of each."""
     loops: tuple[Loop, ...]
     """For each direction."""
+    at_once: AtOnce | None = None
+    """What runs it where all arguments are plainly right."""
 
 
 @dataclass(slots=True)
@@ -197,7 +200,8 @@ class Recurrent:
         """
         xp = check_params(self, params)
         copies = {name: xp.asarray(a, copy=True) for name, a in params.items()}
-        return self._fold(xp, self._weights(copies))
+        made = self._fold(xp, self._weights(copies))
+        return made._replace(at_once=at_once(made.engine, self.cell, made.levels, made.like))
 
     def __call__(
         self,
@@ -233,6 +237,10 @@ class Recurrent:
             params = self._fold(check_params(self, params), self._weights(params))
         elif params.layer is not self and params.layer != self:
             raise ValueError(f"params were prepared by {params.layer}, not by {self}")
+        elif params.at_once is not None and lengths is None:
+            done: tuple[Array, State] | None = params.at_once(x, state)
+            if done is not None:
+                return done
         return self._run(params, x, state, lengths)
 
     def forward(
@@ -368,7 +376,7 @@ class Recurrent:
         cache: Cache | None = None,
     ) -> tuple[Array, State]:
         """Run all levels; fill the cache if there is one."""
-        _, like, chosen, levels, loops = prepared
+        _, like, chosen, levels, loops, _ = prepared
         xp = self._check_input(x, like)
         batched, keep = x.ndim == 3, cache is not None
         if not batched:

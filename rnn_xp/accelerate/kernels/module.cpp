@@ -331,6 +331,107 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return run(kernels->backward, call, kernels->scratch_bytes(call, true), Load(call, threads));
 }
 
+// A NumPy array's memory. No error is set where it is not as it should be.
+class Lent {
+ public:
+  ~Lent() {
+    if (held_) PyBuffer_Release(&view);
+  }
+
+  // Whether it is such an array: numbers of this kind one after the other, on three axes.
+  bool take(PyObject* o, PyTypeObject* type, const char* format, bool writable) {
+    if (Py_TYPE(o) != type) return false;
+    const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    held_ = !PyObject_GetBuffer(o, &view, flags);
+    if (!held_) PyErr_Clear();
+    return held_ && view.ndim == 3 && view.len && !__builtin_strcmp(view.format, format);
+  }
+
+  bool has(int64_t first, int64_t second, int64_t third) const {
+    return view.shape[0] == first && view.shape[1] == second && view.shape[2] == third;
+  }
+
+  Py_buffer view;
+
+ private:
+  bool held_ = false;
+};
+
+// A new array.
+class Made {
+ public:
+  ~Made() { Py_XDECREF(object_); }
+
+  bool make(PyObject* empty, PyObject* dtype, const int64_t (&sizes)[3], PyTypeObject* type,
+            const char* format) {
+    PyObject* shape = Py_BuildValue("(LLL)", (long long)sizes[0], (long long)sizes[1],
+                                    (long long)sizes[2]);
+    if (shape) object_ = PyObject_CallFunctionObjArgs(empty, shape, dtype, nullptr);
+    Py_XDECREF(shape);
+    if (!object_) return false;
+    if (lent_.take(object_, type, format, true)) return true;
+    PyErr_SetString(PyExc_TypeError, "`empty` makes other arrays");
+    return false;
+  }
+
+  PyObject* object() const { return object_; }
+  void* memory() const { return lent_.view.buf; }
+
+ private:
+  PyObject* object_ = nullptr;
+  Lent lent_;  // given back before the array
+};
+
+// (sizes, threads, packed, empty, dtype, x, state): run one direction over whole sequences and return
+// y and the state; or None, where an argument is not plainly right. Of the sizes T and B are x's.
+PyObject* infer(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 7) {
+    PyErr_Format(PyExc_TypeError, "expected 7 arguments, got %zd", count);
+    return nullptr;
+  }
+  Arguments in(args, 3);
+  Call call{};
+  const Kernels* kernels = begin(in, call);
+  if (!kernels) return nullptr;
+  const int64_t threads = in.integer();
+  call.packed = in.memory(kernels->packed_bytes(call), false);
+  if (!in.done()) return nullptr;
+  PyTypeObject* const type = Py_TYPE(args[2]);
+  PyObject *const empty = args[3], *const dtype = args[4], *const state = args[6];
+  const char* const format = call.is_double ? "d" : "f";
+  const bool has_c = call.cell == LSTM;
+
+  Lent x, h0, c0;
+  if (!x.take(args[5], type, format, false) || x.view.shape[2] != call.I) Py_RETURN_NONE;
+  call.x = x.view.buf, call.ldx = call.I;
+  call.T = x.view.shape[0], call.B = x.view.shape[1], call.ldy = call.H;
+  if (state != Py_None) {
+    const bool pair = PyTuple_Check(state) && PyTuple_Size(state) == 2;
+    if (has_c && !pair) Py_RETURN_NONE;
+    PyObject* const h = has_c ? PyTuple_GetItem(state, 0) : state;
+    if (!h0.take(h, type, format, false) || !h0.has(1, call.B, call.H)) Py_RETURN_NONE;
+    call.h0 = h0.view.buf;
+    if (has_c) {
+      if (!c0.take(PyTuple_GetItem(state, 1), type, format, false) || !c0.has(1, call.B, call.H))
+        Py_RETURN_NONE;
+      call.c0 = c0.view.buf;
+    }
+  }
+
+  Made y, h, c;
+  if (!y.make(empty, dtype, {call.T, call.B, call.H}, type, format) ||
+      !h.make(empty, dtype, {1, call.B, call.H}, type, format) ||
+      (has_c && !c.make(empty, dtype, {1, call.B, call.H}, type, format)))
+    return nullptr;
+  call.y = y.memory(), call.h_last = h.memory(), call.c_last = has_c ? c.memory() : nullptr;
+  PyObject* done =
+      run(kernels->forward, call, kernels->scratch_bytes(call, false), Load(call, threads));
+  if (!done) return nullptr;
+  Py_DECREF(done);
+  if (!has_c) return PyTuple_Pack(2, y.object(), h.object());
+  return Py_BuildValue("(O(OO))", y.object(), h.object(), c.object());
+}
+
 // (kernels, itemsize, threads, M, N, K, A, a_row, a_k, B, b_k, b_n, bias, C)
 PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Arguments in(args, count);
@@ -367,6 +468,7 @@ PyMethodDef methods[] = {
     FAST(sizes, "Return the bytes of packed weights and of what a forward pass keeps."),
     FAST(pack, "Pack weights."),
     FAST(forward, "Run a cell over a sequence."),
+    FAST(infer, "Run a cell over whole sequences, or return None."),
     FAST(backward, "Run a cell backward through time."),
     FAST(product, "Multiply two matrices, and add a bias to each row."),
     {nullptr, nullptr, 0, nullptr},
