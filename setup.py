@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 FOLDER = Path("rnn_xp/accelerate/kernels")
 FLAGS = ["-std=c++17", "-Os", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
@@ -35,9 +35,11 @@ def first_taken(compiler: Any, flags: tuple[str, ...]) -> list[str]:
         source = Path(folder, "empty.cpp")
         source.touch()
         for flag in flags:
-            command = [*compiler.compiler_so, flag, "-c", source.name]
-            if not subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
-                return [flag]
+            try:
+                compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
+            except CompileError:
+                continue
+            return [flag]
     return []
 
 
