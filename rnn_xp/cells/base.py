@@ -175,7 +175,9 @@ def dense_gradients(
     gradients = {f"weight_{kind}": da @ operand}
     if f"bias_{kind}" in weights:
         gradients[f"bias_{kind}"] = xp.sum(da, axis=1)
-    return gradients
+    # Products of bfloat16 may be float32.
+    dtype = weights[f"weight_{kind}"].dtype
+    return {k: a if a.dtype == dtype else xp.astype(a, dtype) for k, a in gradients.items()}
 
 
 def columns(xp: Namespace, a: Array) -> Array:
