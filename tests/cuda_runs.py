@@ -26,17 +26,8 @@ GATES = {
     "gru": (3,),
     "gru_reset_before": (2, 1),
 }
-
-
 DTYPES = ("float32", "float16", "bfloat16")
 H100 = Limits(132, 232448, True)
-T4 = Limits(40, 65536, True, 75)
-
-
-H100 = Limits(132, 232448, True)
-T4 = Limits(40, 65536, True, 75)
-
-
 FEW = Limits(20, 2000, True)
 """With so little shared memory that blocks wait for each other."""
 
@@ -68,8 +59,6 @@ SIZES = {
     "weights in shared memory": Sizes(2, 3, 130, 65, 1, 3),
     "more than threads": Sizes(2, 35, 130, 33, 1, 35),
 }
-
-
 SMALL = Sizes(3, 5, 10, 4, 2, 2)
 
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rnn_xp import GRU, LSTM, RNN
+from rnn_xp import LSTM
 from rnn_xp.accelerate import native
+from rnn_xp.doctor.parity import CELLS
 from rnn_xp.layers import Recurrent
 
-LAYERS: dict[str, Callable[..., Recurrent]] = {
-    "tanh": RNN,
-    "relu": partial(RNN, nonlinearity="relu"),
-    "LSTM": LSTM,
-    "GRU": GRU,
-    "GRU before": partial(GRU, reset_after=False),
-}
 pytestmark = pytest.mark.skipif(
     not native.instruction_sets(), reason="the kernels are not built: no C++ compiler"
 )
@@ -60,7 +52,7 @@ def flat(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", CELLS)
 def test_the_same_bits(name: str, dtype: str) -> None:
     rng = np.random.default_rng(1)
     for steps, batch, inputs, hidden in (
@@ -69,7 +61,7 @@ def test_the_same_bits(name: str, dtype: str) -> None:
         (6, 3, 4, 16),
         (9, 40, 7, 130),
     ):
-        pair = Pair(LAYERS[name](inputs, hidden), dtype)
+        pair = Pair(CELLS[name](inputs, hidden), dtype)
         x = rng.standard_normal((steps, batch, inputs)).astype(dtype)
         assert pair.same(x)
         _, state = pair.layer(pair.prepared, x)

@@ -187,6 +187,15 @@ def test_more_rows_than_a_chunk(name: str, kind: str, directions: str) -> None:
     compare(Case(kind, steps=3, batch=600, hidden=20, directions=directions), runner)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", ["lstm", "gru_reset_before"])
+def test_weights_that_the_second_cache_does_not_keep(kind: str, name: str, threads: int) -> None:
+    for batch in (1, 25):  # one tile to fetch ahead in, and more than are used for it
+        case = Case(kind, steps=2, batch=batch, inputs=370, hidden=370)
+        compare(case, native.Native(name, threads))
+
+
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
