@@ -7,7 +7,6 @@ functions, and speed.
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -21,13 +20,15 @@ from targets import need_compiler
 from rnn_xp.accelerate.cuda import persistent
 
 HERE = Path(__file__).parent / "cuda"
-EACH = """
-extern "C" bool {0}_launch(void** args, unsigned grid, unsigned block, size_t shared,
-                           unsigned order) {{
-  return grid::call({0}, args, grid, block, shared, order);
+TEXT = """#include "grid.h"
+{source}
+extern "C" bool launch(void** args, unsigned grid, unsigned block, size_t shared, unsigned order) {{
+  return grid::call({name}, args, grid, block, shared, order);
 }}
-extern "C" const char* {0}_codes() {{ return grid::codes({0}); }}
+extern "C" const char* codes() {{ return grid::codes({name}); }}
 """
+# Some systems' compilers check that no jump leaves a stack for another, as fibers do.
+FLAGS = ("-std=c++20", "-O1", "-U_FORTIFY_SOURCE", "-w", f"-I{HERE}")
 DTYPES = {"?": "bool"}
 
 
@@ -41,11 +42,10 @@ class Kernel:
     def __init__(self, library: Any, name: str, dtype: str, order: int) -> None:
         self.name, self._order = name, order
         self._dtypes = {**DTYPES, "P": dtype}
-        self._launch = getattr(library, f"{name}_launch")
+        self._launch = library.launch
         self._launch.restype = ctypes.c_bool
-        codes = getattr(library, f"{name}_codes")
-        codes.restype = ctypes.c_char_p
-        self._codes = codes().decode()
+        library.codes.restype = ctypes.c_char_p
+        self._codes = library.codes().decode()
 
     def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
         assert len(args) == len(self._codes), (self.name, len(args), self._codes)
@@ -98,23 +98,16 @@ class Library:
     def _compile(self, name: str, *options: str) -> Path:
         """Compile a kernel; return where its library lies."""
         need_compiler()
-        path = self._folder / f"{len(self._loaded)}.cpp"
-        path.write_text('#include "grid.h"\n' + self._source(name) + EACH.format(name))
-        brain = [name for name in options if name == "-DBRAIN"]
-        # Some systems' compilers check that no jump leaves a stack for another, as fibers do.
-        flags = ["-std=c++20", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-w", *self._flags]
-        read, made = _read_before(self._folder.parent, *flags, *brain), path.with_suffix(".so")
-        subprocess.run(
-            ["g++", *flags, "-shared", *options, f"-I{read}", path, "-o", made], check=True
-        )
+        path, flags = self._folder / f"{len(self._loaded)}.cpp", (*FLAGS, "-fPIC", *self._flags)
+        path.write_text(TEXT.format(source=self._source(name), name=name))
+        made, grid = path.with_suffix(".so"), once("grid.cpp", self._folder.parent, *flags)
+        subprocess.run(["g++", *flags, "-shared", *options, path, grid, "-o", made], check=True)
         return made
 
 
 @cache
-def _read_before(folder: Path, *flags: str) -> Path:
-    """Return where `grid.h` lies as the compiler has read it: longer than a kernel takes."""
-    made = Path(mkdtemp(prefix="grid", dir=folder))
-    shutil.copy(HERE / "grid.h", made)
-    header = made / "grid.h"
-    subprocess.run(["g++", *flags, "-x", "c++-header", header, "-o", f"{header}.gch"], check=True)
+def once(name: str, folder: Path, *flags: str) -> Path:
+    """Compile a source that many kernels share; return where it lies."""
+    made = Path(mkdtemp(prefix="once", dir=folder)) / f"{name}.o"
+    subprocess.run(["g++", *flags, "-c", HERE / name, "-o", made], check=True)
     return made

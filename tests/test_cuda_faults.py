@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_on_cpu import Deadlock, Library
+from cuda_on_cpu import FLAGS, TEXT, Deadlock, Library, once
 from cuda_runs import (
     GATES,
     LEAVES,
@@ -274,19 +273,11 @@ def sanitized(
     """Run a kernel under a sanitizer; return what it prints with each schedule."""
     need_compiler()
     name, (options, blocks, threads, shared, arguments) = launch
-    (folder / "kernel.cu").write_text(source(name))
-    here, made = cuda_on_cpu.HERE, folder / "main"
-    flags = [
-        "-std=c++20",
-        "-O1",
-        "-U_FORTIFY_SOURCE",
-        "-g1",
-        "-w",
-        f"-fsanitize={sanitizer}",
-        f"-I{here}",
-    ]
-    flags += [f"-I{folder}", f"-DKERNEL={name}", *options[1:]]
-    subprocess.run(["g++", *flags, here / "main.cpp", "-o", made], check=True)
+    path, made = folder / "kernel.cpp", folder / "main"
+    path.write_text(TEXT.format(source=source(name), name=name))
+    flags = *FLAGS, "-g1", f"-fsanitize={sanitizer}"
+    shared_by_all = [once(name, folder.parent, *flags) for name in ("grid.cpp", "main.cpp")]
+    subprocess.run(["g++", *flags, *options[1:], path, *shared_by_all, "-o", made], check=True)
     given = [str(number) for number in (blocks, threads, shared)]
     for k, argument in enumerate(arguments):
         if not isinstance(argument, int):
@@ -348,7 +339,7 @@ def test_planted_races_are_caught(race: str, library: Library, xp: Any, tmp_path
     launch = launched(library, xp, which, UNDER)
     (said,) = sanitized("thread", faulty(fault), launch, tmp_path, 0)
     assert "data race" in said
-    assert "kernel.cu" in said
+    assert "kernel.cpp" in said
 
 
 OVERRUNS: dict[str, tuple[Watched, Fault]] = {

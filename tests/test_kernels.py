@@ -200,7 +200,7 @@ def test_weights_that_the_second_cache_does_not_keep(kind: str, name: str, threa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_bits_for_any_number_of_threads(name: str, kind: str, dtype: str) -> None:
-    case = Case(kind, 40, 21, 30, 150, dtype, directions="fb", ragged=True)
+    case = Case(kind, 12, 21, 30, 150, dtype, directions="fb", ragged=True)
     alone = results(case, native.Native(name, 1))
     for threads in (2, 3, 5):
         for split in (native.BY_WORK, native.BY_BATCH, native.BY_UNITS):

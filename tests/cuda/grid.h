@@ -1,200 +1,78 @@
 // CUDA kernels whose blocks meet, on the processor: each thread is a fiber, all blocks are resident.
 //
 // Barriers are atomics with the orders that the hardware gives and no more, so that ThreadSanitizer
-// finds what a missing barrier allows. Dynamic shared memory and the x dimension only.
+// finds what a missing barrier allows. Dynamic shared memory and the x dimension only. What runs the
+// fibers is `grid.cpp`, which is compiled once for many kernels; <atomic> and <math.h> would take the
+// compiler longer than a kernel.
 #pragma once
-#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include <ucontext.h>
 
-#include <algorithm>
-#include <atomic>
-#include <functional>
-#include <memory>
 #include <utility>
-#include <vector>
-#ifdef __SANITIZE_THREAD__
-#include <sanitizer/tsan_interface.h>
-#define UNWATCHED __attribute__((no_sanitize("thread")))  // the scheduler is not under test
-#else
-#include <setjmp.h>
-#define UNWATCHED
-#endif
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define SHARED(name) char* name = grid::self->block->shared.get()
+#define SHARED(name) char* name = grid::self->block->shared
 #define PAUSE() grid::pause()
 #define threadIdx (grid::self->index)
 #define blockIdx (grid::self->block->index)
 #define blockDim (grid::block_dim)
 #define gridDim (grid::grid_dim)
 
-namespace grid {
+// Each library of kernels has its own.
+namespace grid __attribute__((visibility("hidden"))) {
 
 struct Place {
   unsigned x;
 };
 
 // Counts what brings the run forward; a round without any is a deadlock. Relaxed: it orders nothing.
-inline std::atomic<uint64_t> progress;
-inline void moved() { progress.fetch_add(1, std::memory_order_relaxed); }
+extern uint64_t progress;
+inline void moved() { __atomic_fetch_add(&progress, 1, __ATOMIC_RELAXED); }
 
 void pause();
 
 struct Barrier {
-  unsigned size = 0;
-  std::atomic<unsigned> count{0}, phase{0};
+  unsigned size = 0, count = 0, phase = 0;
 
   void wait(bool orders) {
-    using namespace std;
-    const unsigned mine = phase.load(memory_order_relaxed);
+    const unsigned mine = __atomic_load_n(&phase, __ATOMIC_RELAXED);
     moved();
-    if (count.fetch_add(1, orders ? memory_order_acq_rel : memory_order_relaxed) + 1 == size) {
-      count.store(0, memory_order_relaxed);
-      phase.fetch_add(1, orders ? memory_order_release : memory_order_relaxed);
+    if (__atomic_add_fetch(&count, 1, orders ? __ATOMIC_ACQ_REL : __ATOMIC_RELAXED) == size) {
+      __atomic_store_n(&count, 0, __ATOMIC_RELAXED);
+      __atomic_fetch_add(&phase, 1, orders ? __ATOMIC_RELEASE : __ATOMIC_RELAXED);
     }
-    while (phase.load(orders ? memory_order_acquire : memory_order_relaxed) == mine) pause();
+    while (__atomic_load_n(&phase, orders ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED) == mine) pause();
   }
 };
 
 struct Warp {
   Barrier barrier;
-  std::atomic<uint32_t> lanes[32][6];
+  uint32_t lanes[32][6];
 };
 
 struct Block {
   Place index;
   Barrier barrier;
-  std::vector<Warp> warps;
-  std::unique_ptr<char[]> shared;  // of the size asked for: AddressSanitizer sees its end
+  Warp* warps;
+  char* shared;
 };
 
 struct Thread {
   Place index;
   Block* block;
-  ucontext_t context;
-  std::unique_ptr<char[]> stack;
-  bool started = false, done = false;
-#ifdef __SANITIZE_THREAD__
-  void* fiber;
-#else
-  jmp_buf jump;
-#endif
 };
 
-inline Place block_dim, grid_dim;
-inline Thread* self;
-inline ucontext_t scheduler;
-inline std::function<void()>* kernel;
-
-#ifdef __SANITIZE_THREAD__
-inline void* scheduler_fiber;
-UNWATCHED inline void pause() {
-  __tsan_switch_to_fiber(scheduler_fiber, __tsan_switch_to_fiber_no_sync);
-  swapcontext(&self->context, &scheduler);
-}
-UNWATCHED inline void resume(Thread* thread) {
-  self = thread;
-  // What came before the launch is seen by the kernel.
-  __tsan_switch_to_fiber(thread->fiber, thread->started ? __tsan_switch_to_fiber_no_sync : 0);
-  thread->started = true;
-  swapcontext(&scheduler, &thread->context);
-}
-#else
-inline jmp_buf scheduler_jump;  // no system call, unlike swapcontext
-inline void pause() {
-  if (!_setjmp(self->jump)) _longjmp(scheduler_jump, 1);
-}
-inline void resume(Thread* thread) {
-  self = thread;
-  if (_setjmp(scheduler_jump)) return;
-  if (thread->started) _longjmp(thread->jump, 1);
-  thread->started = true;
-  setcontext(&thread->context);
-}
-#endif
-
-UNWATCHED inline void run_thread() {
-  (*kernel)();
-#ifdef __SANITIZE_THREAD__
-  __tsan_release(kernel);
-#endif
-  self->done = true;
-  moved();
-  pause();
-}
-
-constexpr unsigned NAP = 8;  // rounds
-
-// Whether a thread has no turn: what it was about to do is long in coming.
-inline bool sleeps(size_t thread, uint64_t night) {
-  return ((thread * 0x9e3779b97f4a7c15ull ^ night) * 0xbf58476d1ce4e5b9ull) >> 61 == 0;
-}
+extern Place block_dim, grid_dim;
+extern Thread* self;
 
 // Order: 0 ascending, 1 descending, else the seed of an order drawn anew each round, in which some
 // threads sleep. False: deadlock.
-UNWATCHED inline bool run_all(Thread* threads, size_t count, unsigned order) {
-  std::vector<size_t> turn(count);
-  for (size_t k = 0; k < count; k++) turn[k] = order == 1 ? count - 1 - k : k;
-  uint64_t random = 0x9e3779b97f4a7c15ull * (order + 1), night = 0;
-  size_t left = count;
-  for (unsigned round = 0, idle = 0; left && idle <= 2 * NAP; round++) {
-    const uint64_t before = progress.load(std::memory_order_relaxed);
-    for (size_t k = count - 1; order > 1 && k > 0; k--) {
-      random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-      std::swap(turn[k], turn[random % (k + 1)]);
-    }
-    if (round % NAP == 0) night = random;
-    for (size_t k : turn)
-      if (!threads[k].done && !(order > 1 && sleeps(k, night))) {
-        resume(threads + k);
-        left -= threads[k].done;
-      }
-    idle = before == progress.load(std::memory_order_relaxed) ? idle + 1 : 0;
-  }
-  return !left;
-}
-
-inline bool launch(unsigned blocks, unsigned width, size_t shared, unsigned order,
-                   std::function<void()> body) {
-  grid_dim = {blocks}, block_dim = {width}, kernel = &body, progress = 0;
-  std::vector<Block> made(blocks);
-  std::vector<Thread> threads(size_t(blocks) * width);
-  for (unsigned b = 0; b < blocks; b++) {
-    made[b].index = {b}, made[b].barrier.size = width;
-    made[b].shared.reset(new char[shared]);
-    memset(made[b].shared.get(), 0xff, shared);  // NaN: what is read before it is written shows
-    made[b].warps = std::vector<Warp>(width / 32);
-    for (Warp& warp : made[b].warps) warp.barrier.size = 32;
-    for (unsigned t = 0; t < width; t++) {
-      Thread& thread = threads[size_t(b) * width + t];
-      thread.index = {t}, thread.block = &made[b];
-      constexpr size_t stack = 64 << 10;
-      thread.stack.reset(new char[stack]);
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = thread.stack.get();
-      thread.context.uc_stack.ss_size = stack;
-      makecontext(&thread.context, run_thread, 0);
-#ifdef __SANITIZE_THREAD__
-      thread.fiber = __tsan_create_fiber(0);
-#endif
-    }
-  }
-#ifdef __SANITIZE_THREAD__
-  scheduler_fiber = __tsan_get_current_fiber();
-#endif
-  const bool finished = run_all(threads.data(), threads.size(), order);
-#ifdef __SANITIZE_THREAD__
-  __tsan_acquire(kernel);
-  for (Thread& thread : threads) __tsan_destroy_fiber(thread.fiber);
-#endif
-  return finished;
-}
+bool launch(unsigned blocks, unsigned width, size_t shared, unsigned order, void (*body)(void*),
+            void* with);
 
 template <class A>
 struct Code {
@@ -218,7 +96,15 @@ const char* codes(void (*)(A...)) {
 template <class... A, size_t... K>
 bool call(void (*body)(A...), void** args, std::index_sequence<K...>, unsigned blocks,
           unsigned width, size_t shared, unsigned order) {
-  return launch(blocks, width, shared, order, [=] { body(*(A*)args[K]...); });
+  struct Call {
+    void (*body)(A...);
+    void** args;
+    static void run(void* with) {
+      const Call& call = *(Call*)with;
+      call.body(*(A*)call.args[K]...);
+    }
+  } given{body, args};
+  return launch(blocks, width, shared, order, Call::run, &given);
 }
 
 template <class... A>
@@ -229,6 +115,37 @@ bool call(void (*body)(A...), void** args, unsigned blocks, unsigned width, size
 
 }  // namespace grid
 
+extern "C" float tanhf(float) noexcept;
+extern "C" double tanh(double) noexcept;
+
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+// Relaxed, as the device's: they order nothing.
+template <class T>
+T fetch(const T* from) {
+  T value;
+  __atomic_load((T*)from, &value, __ATOMIC_RELAXED);
+  return value;
+}
+
+inline uint4 fetch(const uint4* from) {
+  const unsigned* const each = &from->x;
+  return {fetch(each), fetch(each + 1), fetch(each + 2), fetch(each + 3)};
+}
+
+inline void prefetch(const void*) {}
+
+template <class T>
+void give(T* to, T value) {
+  grid::moved();
+  __atomic_store(to, &value, __ATOMIC_RELAXED);
+}
+
 inline void __syncthreads() { grid::self->block->barrier.wait(true); }
 
 // Exchanges a register; like the hardware's it orders no memory.
@@ -236,9 +153,9 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
   grid::Warp& warp = grid::self->block->warps[threadIdx.x / 32];
   uint32_t bits;
   memcpy(&bits, &value, 4);
-  warp.lanes[threadIdx.x % 32][0].store(bits, std::memory_order_relaxed);
+  give(&warp.lanes[threadIdx.x % 32][0], bits);
   warp.barrier.wait(false);
-  bits = warp.lanes[threadIdx.x % 32 ^ mask][0].load(std::memory_order_relaxed);
+  bits = fetch(&warp.lanes[threadIdx.x % 32 ^ mask][0]);
   warp.barrier.wait(false);
   memcpy(&value, &bits, 4);
   return value;
@@ -269,10 +186,10 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
   grid::Warp& warp = grid::self->block->warps[threadIdx.x / 32];
   const unsigned lane = threadIdx.x % 32;
   for (int k = 0; k < 6; k++)
-    warp.lanes[lane][k].store(k < 4 ? a[k] : b[k - 4], std::memory_order_relaxed);
+    give(&warp.lanes[lane][k], k < 4 ? a[k] : b[k - 4]);
   warp.barrier.wait(false);
   auto half = [&](unsigned of, int k, unsigned which) {
-    const uint32_t both = warp.lanes[of][k].load(std::memory_order_relaxed);
+    const uint32_t both = fetch(&warp.lanes[of][k]);
     return from_half((unsigned short)(both >> 16 * which));
   };
   auto left = [&](unsigned row, unsigned column) {  // of a, 16 x 16
@@ -285,27 +202,4 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
     for (unsigned m = 0; m < 16; m++)
       sum[k] += left(lane / 4 + k / 2 * 8, m) * right(m, lane % 4 * 2 + k % 2);
   warp.barrier.wait(false);
-}
-
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-
-// Relaxed, as the device's: they order nothing.
-template <class T>
-T fetch(const T* from) {
-  return std::atomic_ref<T>(*(T*)from).load(std::memory_order_relaxed);
-}
-
-inline uint4 fetch(const uint4* from) {
-  const unsigned* const each = &from->x;
-  return {fetch(each), fetch(each + 1), fetch(each + 2), fetch(each + 3)};
-}
-
-inline void prefetch(const void*) {}
-
-template <class T>
-void give(T* to, T value) {
-  grid::moved();
-  std::atomic_ref<T>(*to).store(value, std::memory_order_relaxed);
 }

@@ -1,11 +1,12 @@
-// Runs a kernel once, KERNEL of kernel.cu, for the sanitizers: on arrays of exactly their sizes.
+// Runs a kernel once, for the sanitizers: on arrays of exactly their sizes.
 // Arguments: blocks, threads, bytes of shared memory, the order; then the kernel's own, each a number
 // or the file that an array lies in.
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "grid.h"
-#include "kernel.cu"
+#include <vector>
+
+extern "C" bool launch(void** args, unsigned grid, unsigned block, size_t shared, unsigned order);
 
 static std::vector<char> read(const char* path) {
   FILE* const file = fopen(path, "rb");
@@ -30,7 +31,7 @@ int main(int count, char** given) {
     }
     arguments.push_back(&values[k]);
   }
-  const bool finished = grid::call(KERNEL, arguments.data(), atoi(given[1]), atoi(given[2]),
-                                   atoi(given[3]), atoi(given[4]));
+  const bool finished = launch(arguments.data(), atoi(given[1]), atoi(given[2]), atoi(given[3]),
+                               atoi(given[4]));
   puts(finished ? "finished" : "deadlock");
 }
