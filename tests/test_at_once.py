@@ -1,8 +1,11 @@
-"""Prepared layers on plain arguments, run without a check of Python's: the same bits."""
+"""Layers on plain arguments, run without a check of Python's: the same bits."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,9 @@ from rnn_xp.layers import Recurrent
 pytestmark = pytest.mark.skipif(
     not native.instruction_sets(), reason="the kernels are not built: no C++ compiler"
 )
+
+
+SIZES = ((1, 1, 1, 1), (1, 1, 5, 37), (6, 3, 4, 16), (9, 40, 7, 130))
 
 
 class Pair:
@@ -55,12 +61,7 @@ def flat(value: Any) -> list[Any]:
 @pytest.mark.parametrize("name", CELLS)
 def test_the_same_bits(name: str, dtype: str) -> None:
     rng = np.random.default_rng(1)
-    for steps, batch, inputs, hidden in (
-        (1, 1, 1, 1),
-        (1, 1, 5, 37),
-        (6, 3, 4, 16),
-        (9, 40, 7, 130),
-    ):
+    for steps, batch, inputs, hidden in SIZES:
         pair = Pair(CELLS[name](inputs, hidden), dtype)
         x = rng.standard_normal((steps, batch, inputs)).astype(dtype)
         assert pair.same(x)
@@ -162,3 +163,177 @@ def test_the_arguments_are_checked() -> None:
         infer(sizes, threads, packed, empty, np.dtype("float64"), x, None)
     with pytest.raises(ZeroDivisionError):
         infer(sizes, threads, packed, lambda *_: 1 / 0, dtype, x, None)
+
+
+def slow(layer: Recurrent) -> Recurrent:
+    """Return the same layer, that never runs at once."""
+    made = replace(layer)
+    object.__setattr__(made, "_at_once", lambda *_, **__: None)
+    return made
+
+
+class Training:
+    """Numbers for a training step of a layer."""
+
+    def __init__(self, layer: Recurrent, steps: int, batch: int, dtype: str = "float32") -> None:
+        rng = np.random.default_rng(2)
+
+        def normal(*shape: int) -> Any:
+            return rng.standard_normal(shape).astype(dtype)
+
+        self.layer = layer
+        self.params = layer.init(0, dtype=dtype)
+        self.x = normal(steps, batch, layer.input_size)
+        self.dy = normal(steps, batch, layer.hidden_size)
+        parts = [normal(1, batch, layer.hidden_size) for _ in layer.cell.state]
+        self.state = parts[0] if len(parts) == 1 else tuple(parts)
+
+    def run(self, layer: Recurrent, **changed: Any) -> tuple[tuple[Any, ...], bool]:
+        """Return all results of a step, and whether it ran at once."""
+        given = vars(self) | {"dstate": None, "lengths": None, "again": self.params} | changed
+        given["again"] = changed.get("again", given["params"])
+        y, state, cache = layer.forward(
+            given["params"], given["x"], given["state"], lengths=given["lengths"]
+        )
+        at_once = cache.at_once
+        dparams, dx, dstate = layer.backward(given["again"], cache, given["dy"], given["dstate"])
+        assert list(dparams) == list(layer.shapes)
+        return (y, state, *dparams.values(), dx, dstate), at_once
+
+    def same(self, **changed: Any) -> bool:
+        """Assert that both ways give the same; tell whether the forward pass ran at once."""
+        (found, at_once), (expected, never) = (
+            self.run(layer, **changed) for layer in (self.layer, slow(self.layer))
+        )
+        assert not never
+        for a, b in zip(flat(found), flat(expected), strict=True):
+            assert type(a) is type(b) is np.ndarray
+            assert (a.shape, a.dtype, a.flags.writeable) == (b.shape, b.dtype, True)
+            np.testing.assert_array_equal(a, b)
+        return at_once
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_training_gives_the_same_bits(name: str, bias: bool, dtype: str) -> None:
+    for steps, batch, inputs, hidden in SIZES:
+        layer = replace(CELLS[name](inputs, hidden), bias=bias)
+        case = Training(layer, steps, batch, dtype)
+        assert case.same()
+        assert case.same(state=None)
+        assert case.same(dstate=case.state)
+        np.testing.assert_array_equal(
+            layer(case.params, case.x, case.state)[0],
+            slow(layer)(case.params, case.x, case.state)[0],
+        )
+
+
+def test_training_takes_what_is_not_plain() -> None:
+    case = Training(LSTM(4, 6), 3, 2)
+    (h, c), dy = case.state, case.dy
+    for dstate in ((None, c), (h, None), (None, None), [h, c], (h[..., ::-1], c)):
+        assert case.same(dstate=dstate)
+    for other in (dy[::-1], np.repeat(dy, 2, axis=2)[..., ::2]):
+        assert case.same(dy=other)
+    assert case.same(again={name: a.copy() for name, a in case.params.items()})
+    assert case.same(again=MappingProxyType(case.params))
+
+    wide = np.repeat(case.x, 2, axis=2)[..., ::2]
+    turned = case.params | {"weight_hh_l0": np.asfortranarray(case.params["weight_hh_l0"])}
+    for changed in (
+        {"x": wide},
+        {"state": [h, c]},
+        {"lengths": [3, 1]},
+        {"params": turned},
+        {"params": MappingProxyType(case.params)},
+        {"params": dict(reversed(case.params.items())), "x": case.x[::-1]},
+    ):
+        assert not case.same(**changed)
+    assert case.same(params=dict(reversed(case.params.items())))
+    for layer in (LSTM(4, 6, 2), LSTM(4, 6, peephole=True)):
+        assert not Training(layer, 3, 2).run(layer, state=None)[1]
+
+
+def without(name: str) -> Callable[[Any], Any]:
+    return lambda params: {key: value for key, value in params.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"params": without("bias_hh_l0")}, ValueError, "bias_hh_l0 missing"),
+        ({"params": lambda p: p | {"bias": 0}}, ValueError, "bias not expected"),
+        ({"params": lambda p: p | {"weight_ih_l0": np.array(1, "f")}}, ValueError, "must have sha"),
+        ({"params": lambda p: p | {"weight_hh_l0": None}}, TypeError, "weight_hh_l0 must be an"),
+        ({"params": lambda p: p | {"weight_hh_l0": p["bias_hh_l0"]}}, ValueError, "must have shap"),
+        ({"params": lambda p: p | {"bias_ih_l0": np.ones(24)}}, TypeError, "has dtype float64"),
+        ({"params": lambda p: {k: a.astype("i") for k, a in p.items()}}, TypeError, "floating"),
+        ({"x": np.ones((3, 2, 4))}, TypeError, "x has dtype float64"),
+        ({"x": np.ones((3, 2, 5), "f")}, ValueError, "x has 5 features"),
+        ({"x": np.ones((0, 2, 4), "f")}, ValueError, "at least one step"),
+        ({"state": np.ones((1, 2, 6), "f")}, ValueError, "state must be a pair"),
+        ({"state": (None, np.ones((1, 2, 6), "f"))}, TypeError, "h must be an array"),
+        ({"dy": np.ones((3, 2, 6))}, TypeError, "dy has dtype float64"),
+        ({"dy": np.ones((3, 2, 7), "f")}, ValueError, "dy must have shape"),
+        ({"dy": None}, TypeError, "dy must be an array, got None"),
+        ({"dstate": np.ones((1, 2, 6), "f")}, ValueError, "dstate must be a pair"),
+        ({"dstate": (np.ones((1, 1, 6), "f"), None)}, ValueError, "dh in dstate must have shape"),
+        ({"again": without("bias_hh_l0")}, ValueError, "bias_hh_l0 missing"),
+    ],
+)
+def test_what_is_wrong_in_training_is_said_as_ever(change: Any, error: Any, said: str) -> None:
+    case = Training(LSTM(4, 6), 3, 2)
+    given = {k: value(case.params) if callable(value) else value for k, value in change.items()}
+    for layer in (case.layer, slow(case.layer)):
+        with pytest.raises(error, match=said):
+            case.run(layer, **given)
+
+
+def test_training_keeps_no_reference() -> None:
+    case = Training(LSTM(4, 6), 3, 2)
+    held = (case.x, case.dy, *case.state, *case.params.values(), case.x.dtype, np.empty, np.ndarray)
+
+    def counts() -> list[int]:
+        return [sys.getrefcount(each) for each in held]
+
+    case.run(case.layer, dstate=case.state)
+    before = counts()
+    for _ in range(100):
+        results, at_once = case.run(case.layer, dstate=case.state)
+        assert at_once
+        arrays = flat(results)
+        del results
+        assert {sys.getrefcount(arrays[k]) for k in range(len(arrays))} == {2}
+        del arrays
+        with pytest.raises(ValueError, match="dy must have shape"):
+            case.run(case.layer, dy=case.x)
+    assert counts() == before
+
+
+def test_the_arguments_of_training_are_checked() -> None:
+    case, runner = Training(LSTM(4, 6), 3, 2), native.choose()
+    assert isinstance(runner, native.Native)
+    kernels, weights = native._kernels, tuple(case.params.values())
+    sizes = (0, 2, 4, 3, 2, 4, 6)
+    start = (sizes, 1, 0, np.ndarray, np.empty, case.x.dtype, weights, case.x)
+    _, _, kept = kernels.forward_at_once(*start, None, True)
+    assert kernels.forward_at_once(*start, None, False)[2] is None
+    assert len(kernels.backward_at_once(*start, kept, case.dy, None)) == 3
+    for call, most in ((kernels.forward_at_once, 10), (kernels.backward_at_once, 11)):
+        with pytest.raises(TypeError, match=f"expected {most} arguments, got 3"):
+            call(*start[:3])
+        rest = (None, True) if most == 10 else (kept, case.dy, None)
+        with pytest.raises(ValueError, match="unknown kernels"):
+            call((9, *sizes[1:]), *start[1:], *rest)
+        with pytest.raises(ValueError, match="expected a type"):
+            call(*start[:3], np.empty, *start[4:], *rest)
+        with pytest.raises(TypeError, match="makes other arrays"):
+            call(*start[:5], np.dtype("float64"), *start[6:], *rest)
+        with pytest.raises(ZeroDivisionError):
+            call(*start[:4], lambda *_: 1 / 0, *start[5:], *rest)
+        for wrong in (list(weights), weights[:3], weights[::-1], (*weights[:3], case.x)):
+            assert call(*start[:6], wrong, case.x, *rest) is None
+    with pytest.raises(ValueError, match="bytes, expected at least"):
+        kernels.backward_at_once(*start, kept[:9], case.dy, None)
+    assert kernels.backward_at_once(*start[:7], case.x[:2], kept, case.dy, None) is None

@@ -44,7 +44,7 @@ BY_WORK, BY_BATCH, BY_UNITS = range(3)
 _CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 # The kernels' numbers of the cells, by the cells' types.
 _NUMBERS: dict[Any, int] = {CELLS[name]: number for number, name in enumerate(_CELLS)}
-_empty, _byte = np.empty, np.dtype(np.uint8)
+_empty, _byte, _array = np.empty, np.dtype(np.uint8), np.ndarray
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -105,6 +105,47 @@ class Native:
             return None
         sizes = (kernels, number, item, 1, 1, like.shape[1], cell.hidden_size)
         return partial(_kernels.infer, sizes, self.threads, packed[0], _empty, like.dtype)
+
+    def forward_at_once(
+        self,
+        cell: Cell,
+        inputs: int,
+        weights: tuple[Array, ...],
+        x: Array,
+        state: Any,
+        *,
+        keep: bool,
+    ) -> tuple[Array, Any, Kept | None] | None:
+        """Pack the weights of one direction, in the order of `Cell.shapes`, and run it over x.
+
+        As `fold` and `run`, without a check of Python's: None where an argument is not plainly
+        right. The state is that of a layer.
+        """
+        dtype = weights[0].dtype
+        sizes = (self._number, _NUMBERS[type(cell)], dtype.itemsize, 1, 1, inputs, cell.hidden_size)
+        done = _kernels.forward_at_once(
+            sizes, self.threads, self._split, _array, _empty, dtype, weights, x, state, keep
+        )
+        if done is None:
+            return None
+        y, state, memory = done
+        if not keep:
+            return y, state, None
+        return y, state, (x, inputs, None, (*sizes[:3], *x.shape, cell.hidden_size), [memory])
+
+    def backward_at_once(
+        self, weights: tuple[Array, ...], kept: Kept, dy: Array, dstate: Any
+    ) -> tuple[tuple[Array, ...], Array, Any] | None:
+        """Run backward after `forward_at_once`: the gradients of the weights, of x, of the state.
+
+        None where an argument is not plainly right.
+        """
+        x, _, _, shape, (memory,) = kept
+        given = (x.dtype, weights, x, memory, dy, dstate)
+        done: tuple[tuple[Array, ...], Array, Any] | None = _kernels.backward_at_once(
+            shape, self.threads, self._split, _array, _empty, *given
+        )
+        return done
 
     def run(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 
 from rnn_xp import init as init_
 from rnn_xp.accelerate import Deep, Engine, at_once, engine
-from rnn_xp.accelerate.native import AtOnce
+from rnn_xp.accelerate.native import AtOnce, Native
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -69,8 +69,6 @@ class Cache:
     layer: Recurrent
     params: tuple[Array, ...]
     """In the order of `shapes`."""
-    weights: list[list[dict[str, Array]]]
-    """Those of each direction of each level."""
     engine: Engine
     like: Array
     shape: tuple[int, ...] = ()
@@ -79,6 +77,7 @@ class Cache:
     levels: Any = ()
     """What the engine keeps of each; of all of them where they ran at once."""
     at_once: bool = False
+    """Whether all levels ran in one call of the engine."""
     masks: Sequence[Array] = ()
     used: bool = False
 
@@ -234,6 +233,10 @@ class Recurrent:
             If a shape, a length or a parameter's name is wrong.
         """
         if not isinstance(params, Prepared):
+            if lengths is None and self._runs == 1:
+                whole = self._at_once(params, x, state, keep=False)
+                if whole is not None:
+                    return whole[0], whole[1]
             params = self._fold(check_params(self, params), self._weights(params))
         elif params.layer is not self and params.layer != self:
             raise ValueError(f"params were prepared by {params.layer}, not by {self}")
@@ -270,10 +273,13 @@ class Recurrent:
         cache
             Belongs to one `backward`. It refers to x: do not change x before.
         """
+        if lengths is None and self._runs == 1:
+            done = self._at_once(params, x, state, keep=True)
+            if done is not None:
+                return done
         xp = check_params(self, params)
-        weights = self._weights(params)
-        prepared = self._fold(xp, weights)
-        cache = Cache(self, self._arrays(params), weights, prepared.engine, prepared.like)
+        prepared = self._fold(xp, self._weights(params))
+        cache = Cache(self, self._arrays(params), prepared.engine, prepared.like)
         y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
         return y, state, cache
 
@@ -304,12 +310,16 @@ class Recurrent:
             If `params` or a gradient are not of the library and dtype of `forward`.
         """
         use_once(self, cache)
-        weights = cache.weights
         if not self._has(params, cache.params):
             check_params(self, params)
-            weights = self._weights(params)
-            first = weights[0][0]["weight_ih"]
+            first = params["weight_ih_l0"]
             check_given("weight_ih_l0", first, tuple(first.shape), cache.like)
+        elif cache.at_once and isinstance(cache.engine, Native):
+            done = cache.engine.backward_at_once(cache.params, cache.levels[0], dy, dstate)
+            if done is not None:
+                gradient, dx, dstate = done
+                return dict(zip(self.shapes, gradient, strict=True)), dx, dstate
+        weights = self._weights(params)
         ops, masks = cache.loops[0].ops, cache.masks
         batched = len(cache.shape) == 3
         check_given("dy", dy, cache.shape, cache.like)
@@ -346,6 +356,35 @@ class Recurrent:
 
     def _engine(self, like: Array) -> Engine:
         return engine(self.cell, like)
+
+    @cached_property
+    def _numpy_loops(self) -> tuple[Loop, ...]:
+        return self._loops(operations(np))
+
+    def _at_once(
+        self, params: Any, x: Any, state: Any, *, keep: bool
+    ) -> tuple[Array, State, Any] | None:
+        """Run forward in one call of the compiled kernels; None where they cannot.
+
+        Returns y, the state and, to `keep` it, the cache. The checks in Python would take longer
+        than all that a small layer computes.
+        """
+        if type(params) is not dict or params.keys() != self.shapes.keys():
+            return None
+        arrays = self._arrays(params)
+        if type(arrays[0]) is not np.ndarray:
+            return None
+        chosen = self._engine(arrays[0])
+        if not isinstance(chosen, Native):
+            return None
+        done = chosen.forward_at_once(self.cell, self.input_size, arrays, x, state, keep=keep)
+        if done is None:
+            return None
+        y, state, kept = done
+        if not keep:
+            return y, state, None
+        cache = Cache(self, arrays, chosen, arrays[0], y.shape, self._numpy_loops, [kept], True)
+        return y, state, cache
 
     def _fold(self, xp: Namespace, weights: list[list[dict[str, Array]]]) -> Prepared:
         like = weights[0][0]["weight_ih"]

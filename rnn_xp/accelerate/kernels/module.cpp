@@ -38,6 +38,8 @@ bool runs_here(const Kernels* kernels) {
   return true;
 }
 
+void* on_a_line(void* memory) { return (void*)(((uintptr_t)memory + LINE - 1) / LINE * LINE); }
+
 // The arguments of a call, in order. After a failure everything reads as zero.
 class Arguments {
  public:
@@ -104,8 +106,7 @@ class Arguments {
 
   // The kernels' own memory: bytes from the first whole cache line on.
   void* memory(int64_t bytes, bool writable, bool optional = false) {
-    const uintptr_t at = (uintptr_t)array(bytes + LINE, writable, optional);
-    return (void*)((at + LINE - 1) / LINE * LINE);
+    return on_a_line(array(bytes + LINE, writable, optional));
   }
 
   bool done() {
@@ -331,6 +332,15 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return run(kernels->backward, call, kernels->scratch_bytes(call, true), Load(call, threads));
 }
 
+// Which arrays are plainly right, and how new ones are made.
+struct Plain {
+  Plain(PyTypeObject* type, PyObject* empty, PyObject* dtype, const Call& call)
+      : type(type), empty(empty), dtype(dtype), format(call.is_double ? "d" : "f") {}
+  PyTypeObject* type;
+  PyObject *empty, *dtype;
+  const char* format;
+};
+
 // A NumPy array's memory. No error is set where it is not as it should be.
 class Lent {
  public:
@@ -338,17 +348,20 @@ class Lent {
     if (held_) PyBuffer_Release(&view);
   }
 
-  // Whether it is such an array: numbers of this kind one after the other, on three axes.
-  bool take(PyObject* o, PyTypeObject* type, const char* format, bool writable) {
-    if (Py_TYPE(o) != type) return false;
+  // Whether it is such an array: numbers of this kind one after the other.
+  bool take(PyObject* o, const Plain& plain, bool writable = false) {
+    if (Py_TYPE(o) != plain.type) return false;
     const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
     held_ = !PyObject_GetBuffer(o, &view, flags);
     if (!held_) PyErr_Clear();
-    return held_ && view.ndim == 3 && view.len && !__builtin_strcmp(view.format, format);
+    return held_ && view.len && !__builtin_strcmp(view.format, plain.format);
   }
 
-  bool has(int64_t first, int64_t second, int64_t third) const {
-    return view.shape[0] == first && view.shape[1] == second && view.shape[2] == third;
+  template <int N>
+  bool has(const int64_t (&sizes)[N]) const {
+    bool so = view.ndim == N;
+    for (int k = 0; so && k < N; k++) so = view.shape[k] == sizes[k];
+    return so;
   }
 
   Py_buffer view;
@@ -357,38 +370,114 @@ class Lent {
   bool held_ = false;
 };
 
+// h, or h and c of an LSTM, or their gradients: null for zeros.
+struct State {
+  const void *h = nullptr, *c = nullptr;
+
+  // Whether it is None or of one direction; of two parts one may be None if `either`.
+  bool take(PyObject* state, const Call& call, const Plain& plain, bool either) {
+    if (state == Py_None) return true;
+    if (call.cell != LSTM) return one(0, state, call, plain, h);
+    if (!PyTuple_Check(state) || PyTuple_Size(state) != 2) return false;
+    PyObject *const first = PyTuple_GetItem(state, 0), *const second = PyTuple_GetItem(state, 1);
+    return ((either && first == Py_None) || one(0, first, call, plain, h)) &&
+           ((either && second == Py_None) || one(1, second, call, plain, c));
+  }
+
+ private:
+  bool one(int k, PyObject* o, const Call& call, const Plain& plain, const void*& at) {
+    if (!lent_[k].take(o, plain) || !lent_[k].has({1, call.B, call.H})) return false;
+    at = lent_[k].view.buf;
+    return true;
+  }
+  Lent lent_[2];
+};
+
+// Weights as PyTorch has them, two or, with biases, four.
+struct Given {
+  // Whether they are of the call's sizes.
+  bool take(PyObject* weights, Call& call, const Plain& plain) {
+    if (!PyTuple_Check(weights)) return false;
+    count = PyTuple_Size(weights);
+    if (count != 2 && count != 4) return false;
+    for (Py_ssize_t k = 0; k < count; k++)
+      if (!each[k].take(PyTuple_GetItem(weights, k), plain)) return false;
+    const int64_t rows = gates_of(call.cell) * call.H;
+    if (!each[0].has({rows, call.I}) || !each[1].has({rows, call.H})) return false;
+    if (count == 4 && !(each[2].has({rows}) && each[3].has({rows}))) return false;
+    call.weight_ih = each[0].view.buf, call.weight_hh = each[1].view.buf;
+    if (count == 4) call.bias_ih = each[2].view.buf, call.bias_hh = each[3].view.buf;
+    return true;
+  }
+  Lent each[4];
+  Py_ssize_t count = 0;
+};
+
 // A new array.
 class Made {
  public:
   ~Made() { Py_XDECREF(object_); }
 
-  bool make(PyObject* empty, PyObject* dtype, const int64_t (&sizes)[3], PyTypeObject* type,
-            const char* format) {
-    PyObject* shape = Py_BuildValue("(LLL)", (long long)sizes[0], (long long)sizes[1],
-                                    (long long)sizes[2]);
-    if (shape) object_ = PyObject_CallFunctionObjArgs(empty, shape, dtype, nullptr);
+  template <int N>
+  bool make(const Plain& plain, const int64_t (&sizes)[N]) {
+    PyObject* shape = PyTuple_New(N);
+    for (int k = 0; shape && k < N; k++) {
+      PyObject* size = PyLong_FromLongLong(sizes[k]);
+      if (!size || PyTuple_SetItem(shape, k, size)) Py_CLEAR(shape);
+    }
+    if (shape) object_ = PyObject_CallFunctionObjArgs(plain.empty, shape, plain.dtype, nullptr);
     Py_XDECREF(shape);
     if (!object_) return false;
-    if (lent_.take(object_, type, format, true)) return true;
+    if (lent_.take(object_, plain, true)) return true;
     PyErr_SetString(PyExc_TypeError, "`empty` makes other arrays");
     return false;
   }
 
   PyObject* object() const { return object_; }
-  void* memory() const { return lent_.view.buf; }
+  void* memory() const { return object_ ? lent_.view.buf : nullptr; }
 
  private:
   PyObject* object_ = nullptr;
   Lent lent_;  // given back before the array
 };
 
+// New arrays for a state, or its gradient.
+struct MadeState {
+  bool make(const Plain& plain, const Call& call) {
+    const int64_t sizes[] = {1, call.B, call.H};
+    return h.make(plain, sizes) && (call.cell != LSTM || c.make(plain, sizes));
+  }
+
+  // A new reference: to h, or to (h, c).
+  PyObject* object() const {
+    return c.object() ? PyTuple_Pack(2, h.object(), c.object()) : Py_NewRef(h.object());
+  }
+  Made h, c;
+};
+
+// Whether x is plainly right; of the sizes T and B are its own.
+bool take_x(Lent& x, PyObject* given, Call& call, const Plain& plain) {
+  if (!x.take(given, plain) || x.view.ndim != 3 || x.view.shape[2] != call.I) return false;
+  call.x = x.view.buf, call.ldx = call.I;
+  call.T = x.view.shape[0], call.B = x.view.shape[1];
+  return true;
+}
+
+bool succeeded(PyObject* none) {
+  Py_XDECREF(none);
+  return none;
+}
+
+bool counted(Py_ssize_t count, Py_ssize_t expected) {
+  if (count != expected)
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+  return count == expected;
+}
+
 // (sizes, threads, packed, empty, dtype, x, state): run one direction over whole sequences and return
 // y and the state; or None, where an argument is not plainly right. Of the sizes T and B are x's.
 PyObject* infer(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 7) {
-    PyErr_Format(PyExc_TypeError, "expected 7 arguments, got %zd", count);
-    return nullptr;
-  }
+  if (!counted(count, 7)) return nullptr;
   Arguments in(args, 3);
   Call call{};
   const Kernels* kernels = begin(in, call);
@@ -396,40 +485,117 @@ PyObject* infer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t threads = in.integer();
   call.packed = in.memory(kernels->packed_bytes(call), false);
   if (!in.done()) return nullptr;
-  PyTypeObject* const type = Py_TYPE(args[2]);
-  PyObject *const empty = args[3], *const dtype = args[4], *const state = args[6];
-  const char* const format = call.is_double ? "d" : "f";
-  const bool has_c = call.cell == LSTM;
+  const Plain plain(Py_TYPE(args[2]), args[3], args[4], call);
 
-  Lent x, h0, c0;
-  if (!x.take(args[5], type, format, false) || x.view.shape[2] != call.I) Py_RETURN_NONE;
-  call.x = x.view.buf, call.ldx = call.I;
-  call.T = x.view.shape[0], call.B = x.view.shape[1], call.ldy = call.H;
-  if (state != Py_None) {
-    const bool pair = PyTuple_Check(state) && PyTuple_Size(state) == 2;
-    if (has_c && !pair) Py_RETURN_NONE;
-    PyObject* const h = has_c ? PyTuple_GetItem(state, 0) : state;
-    if (!h0.take(h, type, format, false) || !h0.has(1, call.B, call.H)) Py_RETURN_NONE;
-    call.h0 = h0.view.buf;
-    if (has_c) {
-      if (!c0.take(PyTuple_GetItem(state, 1), type, format, false) || !c0.has(1, call.B, call.H))
-        Py_RETURN_NONE;
-      call.c0 = c0.view.buf;
-    }
-  }
+  Lent x;
+  State before;
+  if (!take_x(x, args[5], call, plain) || !before.take(args[6], call, plain, false)) Py_RETURN_NONE;
+  call.h0 = before.h, call.c0 = before.c;
 
-  Made y, h, c;
-  if (!y.make(empty, dtype, {call.T, call.B, call.H}, type, format) ||
-      !h.make(empty, dtype, {1, call.B, call.H}, type, format) ||
-      (has_c && !c.make(empty, dtype, {1, call.B, call.H}, type, format)))
+  Made y;
+  MadeState after;
+  if (!y.make(plain, {call.T, call.B, call.H}) || !after.make(plain, call)) return nullptr;
+  call.y = y.memory(), call.ldy = call.H;
+  call.h_last = after.h.memory(), call.c_last = after.c.memory();
+  if (!succeeded(run(kernels->forward, call, kernels->scratch_bytes(call, false),
+                     Load(call, threads))))
     return nullptr;
-  call.y = y.memory(), call.h_last = h.memory(), call.c_last = has_c ? c.memory() : nullptr;
-  PyObject* done =
-      run(kernels->forward, call, kernels->scratch_bytes(call, false), Load(call, threads));
-  if (!done) return nullptr;
-  Py_DECREF(done);
-  if (!has_c) return PyTuple_Pack(2, y.object(), h.object());
-  return Py_BuildValue("(O(OO))", y.object(), h.object(), c.object());
+  return Py_BuildValue("(ON)", y.object(), after.object());
+}
+
+// What both that follow begin with: (sizes, threads, split, type, empty, dtype, weights, x, …).
+const Kernels* begin_at_once(PyObject* const* args, Call& call, int64_t& threads) {
+  Arguments in(args, 3);
+  const Kernels* kernels = begin(in, call);
+  if (!kernels) return nullptr;
+  threads = in.integer();
+  call.split = (int)in.integer();
+  if (!PyType_Check(args[3])) in.refuse("expected a type");
+  return in.done() ? kernels : nullptr;
+}
+
+// (…, state, keep): pack weights, run one direction over whole sequences, and return y, the state and,
+// if it is to be kept, what the backward pass needs, else None; or None alone, where an argument is
+// not plainly right. Of the sizes T and B are x's.
+PyObject* forward_at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Call call{};
+  int64_t threads;
+  const Kernels* kernels = counted(count, 10) ? begin_at_once(args, call, threads) : nullptr;
+  if (!kernels) return nullptr;
+  const Plain plain((PyTypeObject*)args[3], args[4], args[5], call);
+
+  Given weights;
+  Lent x;
+  State before;
+  if (!weights.take(args[6], call, plain) || !take_x(x, args[7], call, plain) ||
+      !before.take(args[8], call, plain, false))
+    Py_RETURN_NONE;
+  call.h0 = before.h, call.c0 = before.c;
+
+  Made y, kept;
+  MadeState after;
+  const int keep = PyObject_IsTrue(args[9]);
+  const int64_t numbers = kernels->kept_bytes(call) / (call.is_double ? 8 : 4) + LINE;
+  if (keep < 0 || !y.make(plain, {call.T, call.B, call.H}) || !after.make(plain, call) ||
+      (keep && !kept.make(plain, {numbers})))
+    return nullptr;
+  call.y = y.memory(), call.ldy = call.H;
+  call.h_last = after.h.memory(), call.c_last = after.c.memory();
+  call.kept = on_a_line(kept.memory());
+
+  const Scratch packed(kernels->packed_bytes(call));
+  if (packed.failed) return PyErr_NoMemory();
+  call.packed = packed.memory;
+  if (!succeeded(run(kernels->pack, call, 0, Load(call, threads))) ||
+      !succeeded(run(kernels->forward, call, kernels->scratch_bytes(call, false),
+                     Load(call, threads))))
+    return nullptr;
+  PyObject* const held = keep ? kept.object() : Py_None;
+  return Py_BuildValue("(ONO)", y.object(), after.object(), held);
+}
+
+// (…, kept, dy, dstate): run one direction backward through time, and return the gradients of the
+// weights, of x and of the first state; or None, where an argument is not plainly right.
+PyObject* backward_at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Call call{};
+  int64_t threads;
+  const Kernels* kernels = counted(count, 11) ? begin_at_once(args, call, threads) : nullptr;
+  if (!kernels) return nullptr;
+  const Plain plain((PyTypeObject*)args[3], args[4], args[5], call);
+  Arguments in(args + 8, 1);
+  call.kept = in.memory(kernels->kept_bytes(call), false);
+  if (!in.done()) return nullptr;
+
+  Given weights;
+  Lent x, dy;
+  State after;
+  const int64_t T = call.T, B = call.B;
+  if (!weights.take(args[6], call, plain) || !take_x(x, args[7], call, plain) || call.T != T ||
+      call.B != B || !dy.take(args[9], plain) || !dy.has({T, B, call.H}) ||
+      !after.take(args[10], call, plain, true))
+    Py_RETURN_NONE;
+  call.dy = dy.view.buf, call.lddy = call.H;
+  call.dh_last = after.h, call.dc_last = after.c;
+
+  Made dx, made[4];
+  MadeState before;
+  const int64_t rows = gates_of(call.cell) * call.H;
+  const bool bias = weights.count == 4;
+  if (!dx.make(plain, {T, B, call.I}) || !before.make(plain, call) ||
+      !made[0].make(plain, {rows, call.I}) || !made[1].make(plain, {rows, call.H}) ||
+      (bias && !(made[2].make(plain, {rows}) && made[3].make(plain, {rows}))))
+    return nullptr;
+  call.dx = dx.memory();
+  call.dweight_ih = made[0].memory(), call.dweight_hh = made[1].memory();
+  call.dbias_ih = made[2].memory(), call.dbias_hh = made[3].memory();
+  call.dh0 = before.h.memory(), call.dc0 = before.c.memory();
+  if (!succeeded(run(kernels->backward, call, kernels->scratch_bytes(call, true),
+                     Load(call, threads))))
+    return nullptr;
+  PyObject* const gradients =
+      bias ? PyTuple_Pack(4, made[0].object(), made[1].object(), made[2].object(), made[3].object())
+           : PyTuple_Pack(2, made[0].object(), made[1].object());
+  return Py_BuildValue("(NON)", gradients, dx.object(), before.object());
 }
 
 // (kernels, itemsize, threads, M, N, K, A, a_row, a_k, B, b_k, b_n, bias, C)
@@ -469,6 +635,8 @@ PyMethodDef methods[] = {
     FAST(pack, "Pack weights."),
     FAST(forward, "Run a cell over a sequence."),
     FAST(infer, "Run a cell over whole sequences, or return None."),
+    FAST(forward_at_once, "Pack weights and run a cell over whole sequences, or return None."),
+    FAST(backward_at_once, "Run a cell backward through time, or return None."),
     FAST(backward, "Run a cell backward through time."),
     FAST(product, "Multiply two matrices, and add a bias to each row."),
     {nullptr, nullptr, 0, nullptr},
