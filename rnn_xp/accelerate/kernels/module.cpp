@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "pool.h"
 
@@ -197,10 +198,18 @@ struct Load {
   bool brief;
 };
 
+constexpr int64_t LARGE = 1 << 22;  // bytes, from which huge pages pay: NumPy asks for them there too
+
 struct Scratch {
   explicit Scratch(int64_t bytes) {
     if (bytes && posix_memalign(&memory, LINE, (size_t)bytes)) memory = nullptr;
     failed = bytes && !memory;
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t page = 4096;
+    const uintptr_t first = ((uintptr_t)memory + page - 1) / page * page;
+    if (memory && bytes >= LARGE)
+      madvise((void*)first, (uintptr_t)memory + bytes - first, MADV_HUGEPAGE);
+#endif
   }
   ~Scratch() { free(memory); }
   void* memory = nullptr;
