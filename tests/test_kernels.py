@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,31 @@ def test_calls_at_the_same_time() -> None:
         ):
             for key in wanted:
                 np.testing.assert_array_equal(made[key], wanted[key], err_msg=key)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="it needs Linux")
+@pytest.mark.parametrize("processors", ["all", "one"])
+def test_threads_that_move_apart_may_run_anywhere_afterwards(processors: str) -> None:
+    code = """
+import os, sys, time
+import numpy as np
+from rnn_xp import LSTM
+allowed = os.sched_getaffinity(0)
+if sys.argv[1] == "one":
+    allowed = {min(allowed)}
+    os.sched_setaffinity(0, allowed)
+layer = LSTM(20, 150)
+params = layer.init(0)
+x = np.ones((9, 40, 20), dtype=np.float32)
+for _ in range(60):
+    layer(params, x)
+    time.sleep(0.005)  # the other thread falls asleep
+threads = [int(name) for name in os.listdir("/proc/self/task")]
+assert len(threads) == 2, threads
+assert all(os.sched_getaffinity(thread) == allowed for thread in threads)
+"""
+    environment = os.environ | {"RNN_XP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code, processors], env=environment, check=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -65,6 +65,61 @@ void meet(Barrier* barrier, int me) {
 
 namespace {
 
+// Linux often wakes a thread on the processor of the one that wakes it, and lets both take turns
+// there for ten milliseconds while another processor has nothing to do: so a worker moves away.
+#ifdef __linux__
+struct Place {
+  int processor = -1;  // to move to; none: to stay
+  cpu_set_t allowed;
+
+  void go() const {
+    if (processor < 0) return;
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(processor, &only);
+    if (!sched_setaffinity(0, sizeof only, &only)) sched_setaffinity(0, sizeof allowed, &allowed);
+  }
+};
+
+// The processors that threads of the pool are known to stand on.
+class Places {
+ public:
+  // Only the calling thread is known to stand somewhere.
+  void begin() {
+    CPU_ZERO(&taken_);
+    take(sched_getcpu());
+  }
+
+  // The calling thread's own place.
+  Place find() {
+    Place place;
+    const int here = sched_getcpu();
+    if (here >= 0 && here < CPU_SETSIZE && CPU_ISSET(here, &taken_) &&
+        !sched_getaffinity(0, sizeof place.allowed, &place.allowed))
+      for (int k = 1; k < CPU_SETSIZE && place.processor < 0; k++) {
+        const int there = (here + k) % CPU_SETSIZE;
+        if (CPU_ISSET(there, &place.allowed) && !CPU_ISSET(there, &taken_)) place.processor = there;
+      }
+    take(place.processor < 0 ? here : place.processor);
+    return place;
+  }
+
+ private:
+  void take(int processor) {
+    if (processor >= 0 && processor < CPU_SETSIZE) CPU_SET(processor, &taken_);
+  }
+  cpu_set_t taken_;
+};
+#else
+struct Place {
+  void go() const {}
+};
+struct Places {
+  void begin() {}
+  Place find() { return {}; }
+};
+#endif
+
 struct Job {
   void (*run)(const void*, Team) = nullptr;
   const void* what = nullptr;
@@ -83,6 +138,7 @@ struct Pool {
   std::atomic<int> working{0}, sleepers{0};
   std::atomic<bool> stay{false};  // awake, while the caller does a brief job alone
   int alarms = 0;                 // under `sleep`: wakes workers without a job
+  Places places;                  // under `sleep`
   int64_t ended = 0;              // when the last job did
   int started = 1;                // with the caller
   Job job;
@@ -95,10 +151,18 @@ struct Start {
   int64_t seen;  // the round before its first one
 };
 
+void settle(Pool& p) {
+  pthread_mutex_lock(&p.sleep);
+  const Place place = p.places.find();
+  pthread_mutex_unlock(&p.sleep);
+  place.go();
+}
+
 void* worker(void* argument) {
   const Start start = *(Start*)argument;
   delete (Start*)argument;
   Pool& p = start.pool;
+  settle(p);
   for (int64_t seen = start.seen;;) {
     int spins = 0;
     while (p.round.load(std::memory_order_acquire) == seen) {
@@ -111,6 +175,7 @@ void* worker(void* argument) {
       while (p.round.load() == seen && p.alarms == heard) pthread_cond_wait(&p.wake, &p.sleep);
       p.sleepers.fetch_sub(1);
       pthread_mutex_unlock(&p.sleep);
+      settle(p);
     }
     seen++;
     if (start.me < p.job.size) p.job.run(p.job.what, Team{start.me, p.job.size, &p.barrier});
@@ -141,6 +206,10 @@ Pool& the_pool() {
 }
 
 void start(Pool& p, int size) {
+  if (p.started >= size) return;
+  pthread_mutex_lock(&p.sleep);
+  p.places.begin();
+  pthread_mutex_unlock(&p.sleep);
   while (p.started < size) {
     pthread_t thread;
     Start* const first = new Start{p, p.started, p.round.load()};
@@ -155,6 +224,7 @@ void start(Pool& p, int size) {
 
 void rouse(Pool& p) {
   pthread_mutex_lock(&p.sleep);
+  p.places.begin();
   p.alarms++;
   pthread_cond_broadcast(&p.wake);
   pthread_mutex_unlock(&p.sleep);
