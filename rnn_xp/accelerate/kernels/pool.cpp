@@ -34,7 +34,7 @@ int64_t nanoseconds() {
   return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
 }
 
-// For about so long a worker spins before it sleeps.
+// For so long a worker spins before it sleeps.
 constexpr int64_t SOON = 100000;  // nanoseconds
 
 struct alignas(64) Counter {
@@ -164,11 +164,14 @@ void* worker(void* argument) {
   Pool& p = start.pool;
   settle(p);
   for (int64_t seen = start.seen;;) {
-    int spins = 0;
-    while (p.round.load(std::memory_order_acquire) == seen) {
+    int64_t idle = 0;  // since when
+    for (int spins = 0; p.round.load(std::memory_order_acquire) == seen;) {
       pause();
-      if (++spins < 4000 || p.stay.load(std::memory_order_relaxed)) continue;
-      spins = 0;
+      if (++spins % 64) continue;
+      const int64_t now = nanoseconds();
+      if (!idle || p.stay.load(std::memory_order_relaxed)) idle = now;
+      if (now - idle < SOON) continue;
+      idle = 0;
       pthread_mutex_lock(&p.sleep);
       p.sleepers.fetch_add(1);
       const int heard = p.alarms;
