@@ -483,6 +483,38 @@ bool counted(Py_ssize_t count, Py_ssize_t expected) {
   return count == expected;
 }
 
+// One direction over whole sequences, once its weights are packed.
+class Forward {
+ public:
+  // Whether x and the state are plainly right; of the sizes T and B are x's.
+  bool take(PyObject* x, PyObject* state, Call& call, const Plain& plain) {
+    if (!take_x(x_, x, call, plain) || !before_.take(state, call, plain, false)) return false;
+    call.h0 = before_.h, call.c0 = before_.c;
+    return true;
+  }
+
+  bool make(Call& call, const Plain& plain) {
+    if (!y_.make(plain, {call.T, call.B, call.H}) || !after_.make(plain, call)) return false;
+    call.y = y_.memory(), call.ldy = call.H;
+    call.h_last = after_.h.memory(), call.c_last = after_.c.memory();
+    return true;
+  }
+
+  PyObject* y() const { return y_.object(); }
+  PyObject* state() const { return after_.object(); }  // a new reference
+
+ private:
+  Lent x_;
+  State before_;
+  Made y_;
+  MadeState after_;
+};
+
+bool run_forward(const Kernels* kernels, Call& call, int64_t threads) {
+  const int64_t bytes = kernels->scratch_bytes(call, false);
+  return succeeded(run(kernels->forward, call, bytes, Load(call, threads)));
+}
+
 // (sizes, threads, packed, empty, dtype, x, state): run one direction over whole sequences and return
 // y and the state; or None, where an argument is not plainly right. Of the sizes T and B are x's.
 PyObject* infer(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -496,24 +528,16 @@ PyObject* infer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!in.done()) return nullptr;
   const Plain plain(Py_TYPE(args[2]), args[3], args[4], call);
 
-  Lent x;
-  State before;
-  if (!take_x(x, args[5], call, plain) || !before.take(args[6], call, plain, false)) Py_RETURN_NONE;
-  call.h0 = before.h, call.c0 = before.c;
-
-  Made y;
-  MadeState after;
-  if (!y.make(plain, {call.T, call.B, call.H}) || !after.make(plain, call)) return nullptr;
-  call.y = y.memory(), call.ldy = call.H;
-  call.h_last = after.h.memory(), call.c_last = after.c.memory();
-  if (!succeeded(run(kernels->forward, call, kernels->scratch_bytes(call, false),
-                     Load(call, threads))))
-    return nullptr;
-  return Py_BuildValue("(ON)", y.object(), after.object());
+  Forward pass;
+  if (!pass.take(args[5], args[6], call, plain)) Py_RETURN_NONE;
+  if (!pass.make(call, plain) || !run_forward(kernels, call, threads)) return nullptr;
+  return Py_BuildValue("(ON)", pass.y(), pass.state());
 }
 
 // What both that follow begin with: (sizes, threads, split, type, empty, dtype, weights, x, …).
-const Kernels* begin_at_once(PyObject* const* args, Call& call, int64_t& threads) {
+const Kernels* begin_at_once(PyObject* const* args, Py_ssize_t count, Py_ssize_t expected,
+                             Call& call, int64_t& threads) {
+  if (!counted(count, expected)) return nullptr;
   Arguments in(args, 3);
   const Kernels* kernels = begin(in, call);
   if (!kernels) return nullptr;
@@ -529,38 +553,29 @@ const Kernels* begin_at_once(PyObject* const* args, Call& call, int64_t& threads
 PyObject* forward_at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Call call{};
   int64_t threads;
-  const Kernels* kernels = counted(count, 10) ? begin_at_once(args, call, threads) : nullptr;
+  const Kernels* kernels = begin_at_once(args, count, 10, call, threads);
   if (!kernels) return nullptr;
   const Plain plain((PyTypeObject*)args[3], args[4], args[5], call);
 
   Given weights;
-  Lent x;
-  State before;
-  if (!weights.take(args[6], call, plain) || !take_x(x, args[7], call, plain) ||
-      !before.take(args[8], call, plain, false))
+  Forward pass;
+  if (!weights.take(args[6], call, plain) || !pass.take(args[7], args[8], call, plain))
     Py_RETURN_NONE;
-  call.h0 = before.h, call.c0 = before.c;
 
-  Made y, kept;
-  MadeState after;
+  Made kept;
   const int keep = PyObject_IsTrue(args[9]);
   const int64_t numbers = kernels->kept_bytes(call) / (call.is_double ? 8 : 4) + LINE;
-  if (keep < 0 || !y.make(plain, {call.T, call.B, call.H}) || !after.make(plain, call) ||
-      (keep && !kept.make(plain, {numbers})))
-    return nullptr;
-  call.y = y.memory(), call.ldy = call.H;
-  call.h_last = after.h.memory(), call.c_last = after.c.memory();
+  if (keep < 0 || !pass.make(call, plain) || (keep && !kept.make(plain, {numbers}))) return nullptr;
   call.kept = on_a_line(kept.memory());
 
   const Scratch packed(kernels->packed_bytes(call));
   if (packed.failed) return PyErr_NoMemory();
   call.packed = packed.memory;
   if (!succeeded(run(kernels->pack, call, 0, Load(call, threads))) ||
-      !succeeded(run(kernels->forward, call, kernels->scratch_bytes(call, false),
-                     Load(call, threads))))
+      !run_forward(kernels, call, threads))
     return nullptr;
   PyObject* const held = keep ? kept.object() : Py_None;
-  return Py_BuildValue("(ONO)", y.object(), after.object(), held);
+  return Py_BuildValue("(ONO)", pass.y(), pass.state(), held);
 }
 
 // (…, kept, dy, dstate): run one direction backward through time, and return the gradients of the
@@ -568,7 +583,7 @@ PyObject* forward_at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyObject* backward_at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Call call{};
   int64_t threads;
-  const Kernels* kernels = counted(count, 11) ? begin_at_once(args, call, threads) : nullptr;
+  const Kernels* kernels = begin_at_once(args, count, 11, call, threads);
   if (!kernels) return nullptr;
   const Plain plain((PyTypeObject*)args[3], args[4], args[5], call);
   Arguments in(args + 8, 1);
