@@ -212,6 +212,14 @@ def test_weights_that_the_second_cache_does_not_keep(kind: str, name: str, threa
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("kind", KINDS)
+def test_sums_of_more_than_one_block(kind: str, name: str) -> None:
+    for batch in (1, 51):  # and more rows than wait for the last block together
+        case = Case(kind, steps=2, batch=batch, inputs=9, hidden=1030)
+        compare(case, native.Native(name, 2))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_bits_for_any_number_of_threads(name: str, kind: str, dtype: str) -> None:
     case = Case(kind, 12, 21, 30, 150, dtype, directions="fb", ragged=True)

@@ -33,6 +33,7 @@ INLINE long upward(long a, long b) { return (a + b - 1) / b; }
 
 constexpr long LINE = 64;    // bytes of a cache line
 constexpr int TOGETHER = 8;  // lines that are fetched at once
+constexpr long BLOCK = 1024;  // of K: so much of a panel, and of the next one, the second cache holds
 
 // M rows of A against a panel of N vectors. A[row][k] stands at A[row * by_row + k * by_k]. `init`
 // is null for zeros, has distance 0 for one row everywhere, and is C to add to it. From `ahead` on one
@@ -156,12 +157,11 @@ template <class T>
 NOINLINE void panel_product(long first, long last, long K, const T* A, long by_row, long by_k,
                             const T* W, int n, const T* init, long ld_init, T* C, long ldc,
                             long columns, bool far = false) {
-  constexpr long block = 1024;
   constexpr int L = LANES<T>;
   const bool whole = columns >= n * L;
   alignas(64) T part[TILE_ROWS * TILE_VECTORS * L];
-  for (long k = 0; k < K || k == 0; k += block) {
-    const long count = least(block, K - k);
+  for (long k = 0; k < K || k == 0; k += BLOCK) {
+    const long count = least(BLOCK, K - k);
     Ahead ahead(far ? W + (k + count) * n * L : nullptr, count, n * L * sizeof(T));
     for_rows(first, last, [&](long r, int m) {
       const T* const a = A + r * by_row + k * by_k;

@@ -42,30 +42,47 @@ struct Operands {
   bool far;       // whether W comes from beyond the second cache
 };
 
-// Form the sums of these rows and panels, each of `wide` vectors of units, and let a function of the
-// cell finish each vector of units of each row while its sums are in the cache.
+// What a cell does with a tile of sums: of these rows, and of `count` vectors of units from `at` on.
 template <class T>
-using StepProduct = void (*)(const Step<T>&, const Operands<T>&, Span panels, Span rows, long units,
-                             int wide);
+using Finish = void (*)(const Step<T>&, long row, int rows, long at, int count, int gates,
+                        const T* sums);
 
 template <class T, void (*finish)(const Step<T>&, long row, long at, const T* sum)>
-NOINLINE void multiply(const Step<T>& s, const Operands<T>& o, Span panels, Span rows, long units,
-                       int wide) {
+NOINLINE void each(const Step<T>& s, long row, int rows, long at, int count, int gates,
+                   const T* sums) {
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < count; j++, sums += gates * LANES<T>)
+      finish(s, row + i, at + j * LANES<T>, sums);
+}
+
+// Form the sums of these rows and panels, each of `wide` vectors of units, and finish each tile
+// while it is in the cache.
+template <class T>
+NOINLINE void multiply(Finish<T> finish, const Step<T>& s, const Operands<T>& o, Span panels,
+                       Span rows, long units, int wide) {
   constexpr int L = LANES<T>;
-  alignas(64) T sums[TILE_ROWS * TILE_VECTORS * L];
+  constexpr long GROUP = 8 * TILE_ROWS;  // rows whose sums wait for the last block of K
+  alignas(64) T sums[GROUP * TILE_VECTORS * L];
+  const long K = o.A ? o.K : 0, before = K > BLOCK ? (K - 1) / BLOCK * BLOCK : 0;
   for (long p = panels.first; p < panels.last; p++) {
     const long u = p * wide;
     const int count = (int)least(wide, units - u), n = count * o.gates;
     const T* w = o.W + u * o.gates * L * o.K;
     const T* start = o.init ? o.init + u * o.gates * L : nullptr;
-    Ahead ahead(o.far ? w + n * L * o.K : nullptr, o.K, n * L * sizeof(T));
-    for_rows(rows.first, rows.last, [&](long row, int m) {
-      const T* const A = o.A ? o.A + row * o.lda : w;  // not read where there is none
-      tile_of<T>(m, n)(o.A ? o.K : 0, A, o.lda, 1, w, start, 0, sums, n * L, ahead.part());
-      for (int i = 0; i < m; i++)
-        for (int j = 0; j < count; j++)
-          finish(s, row + i, (u + j) * L, sums + (i * n + j * o.gates) * L);
-    });
+    for (long low = rows.first, high; low < rows.last; low = high) {
+      high = before ? least(low + GROUP, rows.last) : rows.last;
+      if (before)
+        panel_product<T>(0, high - low, before, o.A + low * o.lda, o.lda, 1, w, n, start, 0, sums,
+                         n * L, n * L, o.far);
+      Ahead ahead(o.far ? w + n * L * o.K : nullptr, o.K - before, n * L * sizeof(T));
+      for_rows(low, high, [&](long row, int m) {
+        const T* const A = o.A ? o.A + row * o.lda + before : w;  // not read where there is none
+        T* const sum = before ? sums + (row - low) * n * L : sums;
+        tile_of<T>(m, n)(K - before, A, o.lda, 1, w + before * n * L, before ? sum : start,
+                         before ? n * L : 0, sum, n * L, ahead.part());
+        finish(s, row, m, u * L, count, o.gates, sum);
+      });
+    }
   }
 }
 
@@ -74,7 +91,7 @@ template <class T>
 struct Cell {
   int x_gates, h_gates, u_gates, slots, da, da_hh;
   bool has_c, carries, keeps_gates;
-  StepProduct<T> forward, backward, forward_u, backward_u;
+  Finish<T> forward, backward, forward_u, backward_u;
 };
 
 template <class T, template <class> class Of>
@@ -82,10 +99,10 @@ constexpr Cell<T> cell_of() {
   typedef Of<T> C;
   Cell<T> cell{C::X_GATES, C::H_GATES, C::U_GATES, C::SLOTS, C::DA, C::DA_HH,
                C::HAS_C, C::CARRIES, C::KEEPS_GATES,
-               multiply<T, C::forward>, multiply<T, C::backward>, nullptr, nullptr};
+               each<T, C::forward>, each<T, C::backward>, nullptr, nullptr};
   if constexpr (C::U_GATES > 0) {
-    cell.forward_u = multiply<T, C::forward_u>;
-    cell.backward_u = multiply<T, C::backward_u>;
+    cell.forward_u = each<T, C::forward_u>;
+    cell.backward_u = each<T, C::backward_u>;
   }
   return cell;
 }
@@ -116,10 +133,20 @@ struct Recurrence {
 
   // ---- Sharing the work ----
 
+  // Whether these weights are too many for the second caches of so many threads to keep.
+  bool far(long K, int gates, long threads) const {
+    return K * padded * gates * (long)sizeof(T) >= threads * SECOND_CACHE;
+  }
+
   bool by_units() const {
     if (a.split != BY_WORK) return a.split == BY_UNITS;
-    return B < 8 * team.size || upward(units, width) >= 4 * team.size;
+    const long count = upward(units, width);
+    if (B < 8 * team.size || count >= 4 * team.size) return true;
+    return count % team.size == 0 && far(H, cell.h_gates, 1);
   }
+
+  // Threads that have a part of the weights each.
+  long owners() const { return by_units() ? team.size : 1; }
 
   Span rows() const { return by_units() ? Span{0, B} : share(B, team); }
 
@@ -327,24 +354,18 @@ struct Recurrence {
 
   // ---- Products of a step ----
 
-  // Whether a thread's weights are too many for the second cache to keep from step to step.
-  bool far(long K, int gates) const {
-    const long threads = by_units() ? team.size : 1;
-    return K * padded * gates * (long)sizeof(T) >= threads * SECOND_CACHE;
-  }
-
   // Of own rows and panels.
-  void step_product(StepProduct<T> product, const Step<T>& s, const T* A, long lda, long K,
+  void step_product(Finish<T> finish, const Step<T>& s, const T* A, long lda, long K,
                     const T* W, int gates, const T* init) const {
     const int wide = gates == 1 ? width : 1;
-    product(s, {A, lda, K, W, gates, init, far(K, gates)}, panels(upward(units, wide)), rows(),
-            units, wide);
+    multiply<T>(finish, s, {A, lda, K, W, gates, init, far(K, gates, owners())},
+            panels(upward(units, wide)), rows(), units, wide);
   }
 
   // With transposed weights: their columns are units, one panel beside the other.
-  void step_product_back(StepProduct<T> product, const Step<T>& s, const T* A, const T* W,
+  void step_product_back(Finish<T> finish, const Step<T>& s, const T* A, const T* W,
                          int gates) const {
-    step_product(product, s, A, padded * gates, padded * gates, W, 1, nullptr);
+    step_product(finish, s, A, padded * gates, padded * gates, W, 1, nullptr);
   }
 
   // ---- Forward ----
@@ -432,7 +453,7 @@ struct Recurrence {
       const int n = (int)least(wide, units - u) * cell.x_gates;
       panel_product<T>(part.first, part.last, I, x, a.ldx, 1, p.w_ih + u * cell.x_gates * L * I, n,
                        p.bias + u * cell.x_gates * L, 0, gates + u * cell.slots * L, ld, n * L,
-                       far(I, cell.x_gates));
+                       far(I, cell.x_gates, owners()));
     }
   }
 
@@ -500,7 +521,7 @@ struct Recurrence {
     }
     // The gradient with respect to the initial state.
     s.carry = carries ? b.carry : nullptr, s.dh0 = (T*)a.dh0;
-    step_product_back(multiply<T, put_dh0<T>>, s, after, b.w_hh, recurrent_gates);
+    step_product_back(each<T, put_dh0<T>>, s, after, b.w_hh, recurrent_gates);
     if (cell.has_c) copy_out(b.dc, a.dc0);
   }
 
