@@ -40,6 +40,8 @@ struct Operands {
   int gates;
   const T* init;  // one row, or null for zeros
   bool far;       // whether W comes from beyond the second cache
+  const T* soon;  // what is read besides, from far away: `slots` vectors for each of the sums' units
+  int slots;
 };
 
 // What a cell does with a tile of sums: of these rows, and of `count` vectors of units from `at` on.
@@ -77,6 +79,9 @@ NOINLINE void multiply(Finish<T> finish, const Step<T>& s, const Operands<T>& o,
       Ahead ahead(o.far ? w + n * L * o.K : nullptr, o.K - before, n * L * sizeof(T));
       for_rows(low, high, [&](long row, int m) {
         const T* const A = o.A ? o.A + row * o.lda + before : w;  // not read where there is none
+        for (int i = 0; o.soon && i < m; i++)
+          for (long at = (row + i) * units + u, k = 0; k < count * o.slots; k++)
+            __builtin_prefetch(o.soon + (at * o.slots + k) * L, 0, 2);
         T* const sum = before ? sums + (row - low) * n * L : sums;
         tile_of<T>(m, n)(K - before, A, o.lda, 1, w + before * n * L, before ? sum : start,
                          before ? n * L : 0, sum, n * L, ahead.part());
@@ -358,8 +363,9 @@ struct Recurrence {
   void step_product(Finish<T> finish, const Step<T>& s, const T* A, long lda, long K,
                     const T* W, int gates, const T* init) const {
     const int wide = gates == 1 ? width : 1;
-    multiply<T>(finish, s, {A, lda, K, W, gates, init, far(K, gates, owners())},
-            panels(upward(units, wide)), rows(), units, wide);
+    const T* soon = a.kept && cell.keeps_gates ? s.gates : nullptr;
+    multiply<T>(finish, s, {A, lda, K, W, gates, init, far(K, gates, owners()), soon, cell.slots},
+                panels(upward(units, wide)), rows(), units, wide);
   }
 
   // With transposed weights: their columns are units, one panel beside the other.
