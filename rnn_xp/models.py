@@ -12,7 +12,18 @@ from functools import cached_property
 from typing import Any
 
 from rnn_xp.backend import Array
-from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool, Prepared, Recurrent
+from rnn_xp.layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Dropout,
+    Embedding,
+    Linear,
+    Pool,
+    Prepared,
+    Recurrent,
+    lookup,
+)
 from rnn_xp.layers.checks import use_once
 from rnn_xp.random import Seed, spawn
 
@@ -167,9 +178,18 @@ class Chain:
             cache: Any
             if isinstance(layer, Recurrent):
                 before = None if state is None else state[name]
-                x, states[name], cache = layer.forward(
-                    parts[name], x, before, lengths=lengths, dropout_seed=seed
-                )
+                own: dict[str, Any] = {"lengths": lengths, "dropout_seed": seed}
+                if isinstance(x, lookup.OneHot):
+                    table = parts[self.layers[k - 1][0]]["weight"]
+                    x, states[name], cache = lookup.forward(
+                        layer, parts[name], table, x, before, **own
+                    )
+                else:
+                    x, states[name], cache = layer.forward(parts[name], x, before, **own)
+            elif isinstance(layer, Embedding) and lookup.pays(
+                layer, self._above(k), parts[name], x
+            ):
+                x, cache = lookup.one_hot(layer, parts[name], x), None
             elif isinstance(layer, Pool):
                 x, cache = layer.forward({}, x, lengths=lengths)
             elif isinstance(layer, Dropout):
@@ -187,10 +207,18 @@ class Chain:
         parts = self._parts(params)
         gradients: dict[str, Params] = {}
         states: State = {}
-        for (name, layer), kept in zip(reversed(self.layers), reversed(cache.caches), strict=True):
+        for k in reversed(range(len(self.layers))):
+            (name, layer), kept = self.layers[k], cache.caches[k]
             if isinstance(layer, Recurrent):
                 after = None if dstate is None else dstate.get(name)
-                gradients[name], dy, states[name] = layer.backward(parts[name], kept, dy, after)
+                if isinstance(kept, lookup.Cache):
+                    table = parts[self.layers[k - 1][0]]["weight"]
+                    found = lookup.backward(layer, parts[name], table, kept, dy, after)
+                else:
+                    found = layer.backward(parts[name], kept, dy, after)
+                gradients[name], dy, states[name] = found
+            elif kept is None:  # an embedding that was looked up: dy is the gradient of its weight
+                gradients[name], dy = {"weight": dy}, None
             else:
                 gradients[name], dy = layer.backward(parts[name], kept, dy)
         dparams = {
@@ -199,6 +227,9 @@ class Chain:
             for parameter in layer.shapes
         }
         return dparams, dy, states
+
+    def _above(self, k: int) -> Layer | None:
+        return self.layers[k + 1][1] if k + 1 < len(self.layers) else None
 
     def _parts(self, params: Params) -> dict[str, Params]:
         parts: dict[str, Params] = {name: {} for name, _ in self.layers}

@@ -25,6 +25,7 @@ from rnn_xp.recurrence import Loop, Ragged
 HostArray = np.ndarray[Any, Any]
 SETS = native.instruction_sets()
 KINDS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
+OPTIONS = ("ragged", "bias", "state", "dstate", "strided", "one_hot")
 OPS = operations(np)
 pytestmark = pytest.mark.skipif(not SETS, reason="the kernels are not built: no C++ compiler")
 
@@ -46,6 +47,8 @@ class Case:
     state: bool = True
     dstate: bool = True
     strided: bool = False
+    one_hot: bool = False
+    """Whether the rows of x are; the kernels get the indices alone."""
     seed: int = 0
 
     def arrays(self) -> dict[str, Any]:
@@ -65,12 +68,15 @@ class Case:
         shapes = cell.shapes(self.inputs, self.bias)
         batch, hidden, ways = self.batch, self.hidden, len(self.directions)
         lengths = rng.integers(0, self.steps + 1, batch) if self.ragged else None
+        x = part(self.steps, batch, self.inputs)
+        if self.one_hot:
+            x = np.eye(self.inputs, dtype=self.dtype)[x.argmax(axis=2)]
         return {
             "weights": [
                 {name: draw(*shape) * scale for name, shape in shapes.items()}
                 for _ in self.directions
             ],
-            "x": part(self.steps, batch, self.inputs),
+            "x": x,
             "dy": part(self.steps, batch, ways * hidden),
             "state": [part(ways, batch, hidden) if self.state else None for _ in cell.state],
             "dstate": [part(ways, batch, hidden) if self.dstate else None for _ in cell.state],
@@ -82,9 +88,11 @@ def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     """Run a case forward and backward; return all that comes out, by name."""
     given_ = case.arrays()
     cell, weights, x = make_cell(case.kind, case.hidden), given_["weights"], given_["x"]
+    if case.one_hot and isinstance(runner, native.Native):
+        x = native.OneHot(x.argmax(axis=2), case.inputs, x.dtype)
     ragged = None
     if given_["lengths"] is not None:
-        ragged = Ragged.of(given_["lengths"], case.steps, x)
+        ragged = Ragged.of(given_["lengths"], case.steps, given_["dy"])
     folded = runner.fold(cell, np, weights)
     loops = [Loop(cell, OPS, ragged, each == "b") for each in case.directions]
     passes = [runner.run(loops, folded, x, given_["state"], keep=keep) for keep in (True, False)]
@@ -97,7 +105,7 @@ def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     gradients, dx, first = runner.run_backward(loops, weights, kept, dy, dstate)
     return {
         "y": y - 1000.0 if case.dtype == "float64" else y_inference,
-        "dx": dx,
+        **({} if case.one_hot else {"dx": dx}),
         **{f"{part} last": a for part, a in zip(cell.state, last, strict=True)},
         **{f"d{part} first": a for part, a in zip(cell.state, first, strict=True)},
         **{f"d{name} {d}": a for d, own in enumerate(gradients) for name, a in own.items()},
@@ -145,7 +153,7 @@ def test_parity(name: str, kind: str, data: st.DataObject) -> None:
         hidden=data.draw(st.integers(1, 140)),
         # Where relu's slope jumps, a rounding in float32 is enough to land on the other side.
         dtype=data.draw(st.sampled_from(("float64", "float64" if "relu" in kind else "float32"))),
-        **{option: data.draw(flag) for option in ("ragged", "bias", "state", "dstate", "strided")},
+        **{option: data.draw(flag) for option in OPTIONS},
         directions=data.draw(st.sampled_from(("f", "b", "fb"))),
         seed=data.draw(st.integers(0, 2**16)),
     )
@@ -199,6 +207,7 @@ def test_more_rows_than_a_chunk(name: str, kind: str, directions: str) -> None:
     compare(Case(kind, steps=150, batch=9, hidden=33, directions=directions, ragged=True), runner)
     compare(Case(kind, dtype="float32", directions=directions), runner)
     compare(Case(kind, steps=3, batch=600, hidden=20, directions=directions), runner)
+    compare(Case(kind, steps=80, batch=9, inputs=40, directions=directions, one_hot=True), runner)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -221,8 +230,11 @@ def test_sums_of_more_than_one_block(kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_same_bits_for_any_number_of_threads(name: str, kind: str, dtype: str) -> None:
-    case = Case(kind, 12, 21, 30, 150, dtype, directions="fb", ragged=True)
+@pytest.mark.parametrize("one_hot", [False, True], ids=["vectors", "indices"])
+def test_the_same_bits_for_any_number_of_threads(
+    name: str, kind: str, dtype: str, one_hot: bool
+) -> None:
+    case = Case(kind, 12, 21, 30, 150, dtype, directions="fb", ragged=True, one_hot=one_hot)
     alone = results(case, native.Native(name, 1))
     for threads in (2, 3, 5):
         for split in (native.BY_WORK, native.BY_BATCH, native.BY_UNITS):
@@ -464,9 +476,22 @@ def test_the_kernels_check_sizes() -> None:
         given: HostArray, distance: int, out: HostArray = y, d: int = 0, ways: int = 1
     ) -> None:
         sizes = (number, 2, 4, len(given), 1, 2, 3)
-        rest = (None, None, None, out, h, c, None)
+        rest = (None, None, None, None, out, h, c, None)
         kernels.forward(sizes, 1, 0, False, d, ways, packed, given, distance, *rest)
 
+    def look_up(indices: HostArray | None, given: HostArray | None = None) -> None:
+        rest = (None, indices, None, None, y, h, c, None)
+        kernels.forward(shape, 1, 0, False, 0, 1, packed, given, 2, *rest)
+
+    look_up(np.array([[1]]))
+    for outside in (-1, 2):
+        with pytest.raises(ValueError, match="an index is out of range"):
+            look_up(np.array([[outside]]))
+    for both in ((None, None), (np.array([[1]]), x)):
+        with pytest.raises(ValueError, match="expected either x or indices"):
+            look_up(*both)
+    with pytest.raises(ValueError, match="has 4 bytes, expected at least 8"):
+        look_up(np.array([[1]], dtype=np.int32))
     forward(x, 2)
     for wrong, distance in ((wide, 2), (long[::-1], 2), (long[:2], 3), (long[::2], 2)):
         out = np.ones((len(wrong), 1, 3), dtype=np.float32)

@@ -16,7 +16,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,13 +48,34 @@ _empty, _byte, _array = np.empty, np.dtype(np.uint8), np.ndarray
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
+class OneHot(NamedTuple):
+    """What a layer can read instead of x (T, B, I): in each of its rows one 1 among zeros."""
+
+    indices: Array
+    """(T, B), int64, one after the other: where the ones stand."""
+    size: int
+    """I"""
+    dtype: Any
+    """Of the numbers that it stands for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, B, I)"""
+        return (*self.indices.shape, self.size)
+
+    @property
+    def ndim(self) -> int:
+        """3"""
+        return 3
+
+
 Folded = tuple[list[Array], int, int, int]
 """Packed weights: those of each direction; the kernels' numbers of instruction set and cell, and
 the bytes of a number. A plain tuple, as `Kept` is: to make a named one takes a tenth of a short
 call.
 """
 
-Kept = tuple[Array, int, Array | None, tuple[int, ...], list[Array]]
+Kept = tuple[Array | OneHot, int, Array | None, tuple[int, ...], list[Array]]
 """What a forward run keeps: x and the distance of its rows, the lengths, the sizes, and the
 kernels' memory of each direction."""
 
@@ -151,7 +172,7 @@ class Native:
         self,
         loops: Sequence[Loop],
         w: Folded,
-        x: Array,
+        x: Array | OneHot,
         state: Sequence[Array | None],
         *,
         keep: bool,
@@ -160,9 +181,12 @@ class Native:
         cell, _, ragged, _ = loops[0]
         packed, kernels, number, item = w
         (steps, batch, inputs), dtype = x.shape, x.dtype
-        distance = inputs
-        if not x.flags.c_contiguous:
+        distance, rows, indices = inputs, x, None
+        if isinstance(x, OneHot):
+            rows, indices = None, x.indices
+        elif not x.flags.c_contiguous:
             x, distance = _rows(x)
+            rows = x
         hidden, ways = cell.hidden_size, len(loops)
         shape = (kernels, number, item, steps, batch, inputs, hidden)
         y = _empty((steps, batch, ways * hidden), dtype)
@@ -185,9 +209,10 @@ class Native:
                 d,
                 ways,
                 packed[d],
-                x,
+                rows,
                 distance,
                 lengths,
+                indices,
                 _whole(state[0]),
                 None if c is None else _whole(state[1]),
                 y,
@@ -206,8 +231,9 @@ class Native:
         dy: Array,
         dstate: Sequence[Array | None],
     ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
-        """Run every direction backward through time; see `Engine`."""
+        """Run every direction backward through time; see `Engine`. dx of `OneHot` is None."""
         x, x_distance, lengths, shape, memory = kept
+        rows, indices = (None, x.indices) if isinstance(x, OneHot) else (x, None)
         distance = dy.shape[2]
         if not dy.flags.c_contiguous:
             dy, distance = _rows(dy)
@@ -219,7 +245,7 @@ class Native:
         gradients, dx = [], None
         for d, own in enumerate(weights):
             made = {name: _empty(a.shape, dtype) for name, a in own.items()}
-            part = _empty(x.shape, dtype)
+            part = None if rows is None else _empty(x.shape, dtype)
             _kernels.backward(
                 shape,
                 self.threads,
@@ -229,9 +255,10 @@ class Native:
                 ways,
                 _whole(own["weight_ih"]),
                 _whole(own["weight_hh"]),
-                x,
+                rows,
                 x_distance,
                 lengths,
+                indices,
                 memory[d],
                 dy,
                 distance,
@@ -243,7 +270,7 @@ class Native:
                 dc,
             )
             gradients.append(made)
-            dx = part if dx is None else np.add(dx, part, out=dx)
+            dx = part if dx is None or part is None else np.add(dx, part, out=dx)
         return gradients, dx, (dh,) if dc is None else (dh, dc)
 
     def product(self, a: Array, b: Array, bias: Array | None) -> Array:

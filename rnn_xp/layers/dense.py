@@ -11,6 +11,7 @@ from rnn_xp import init as init_
 from rnn_xp.accelerate import product
 from rnn_xp.backend import (
     Array,
+    Namespace,
     array_namespace,
     device_of,
     dtype_name,
@@ -103,6 +104,7 @@ class Linear:
         """Return dparams and dx: the gradients of sum(y * dy)."""
         xp = check_params(self, params)
         use_once(self, cache)
+        check_given("weight", params["weight"], self.shapes["weight"], cache.like)
         check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
         rows = xp.reshape(dy, (-1, self.output_size))
         ops = operations(xp)
@@ -164,6 +166,16 @@ class Embedding:
             On NumPy, if an integer is not in 0..V-1. Elsewhere that would cost a wait for the
             device, and the result is what the library's `take` makes of it.
         """
+        xp = self.check(params, x)
+        weight, shape = params["weight"], tuple(x.shape)
+        flat = xp.reshape(x, (-1,))
+        if dtype_name(x.dtype) in ("int8", "int16", "uint8", "uint16"):  # too small for torch
+            flat = xp.astype(flat, xp.int32)
+        vectors = xp.reshape(xp.take(weight, flat, axis=0), (*shape, self.embedding_size))
+        return vectors, Cache(self, flat, shape, weight)
+
+    def check(self, params: Params, x: Array) -> Namespace:
+        """Raise unless `forward` can take these; return their namespace."""
         xp = array_namespace(params=params.get("weight"), x=x)
         check_params(self, params)
         weight = params["weight"]
@@ -175,12 +187,7 @@ class Embedding:
             raise ValueError(
                 f"x must lie in 0..{len(weight) - 1}, got values from {x.min()} to {x.max()}"
             )
-        shape = tuple(x.shape)
-        flat = xp.reshape(x, (-1,))
-        if dtype_name(x.dtype) in ("int8", "int16", "uint8", "uint16"):  # too small for torch
-            flat = xp.astype(flat, xp.int32)
-        vectors = xp.reshape(xp.take(weight, flat, axis=0), (*shape, self.embedding_size))
-        return vectors, Cache(self, flat, shape, weight)
+        return xp
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, None]:
         """Return dparams, and None for the integers."""

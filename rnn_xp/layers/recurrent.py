@@ -16,7 +16,7 @@ import numpy as np
 
 from rnn_xp import init as init_
 from rnn_xp.accelerate import Deep, Engine, at_once, engine
-from rnn_xp.accelerate.native import AtOnce, Native
+from rnn_xp.accelerate.native import AtOnce, Native, OneHot
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -421,7 +421,7 @@ class Recurrent:
         if not batched:
             x = x[:, None, :]
         if lengths is not None:
-            ragged = self._ragged(lengths, x.shape[0], x.shape[1], batched, x)
+            ragged = self._ragged(lengths, x.shape[0], x.shape[1], batched, like)
             loops = self._loops(operations(xp), ragged)
         part = parts = self._state_in("state", state, x.shape[1], batched, like)
         seed = dropout_seed if self.dropout and keep else None
@@ -457,6 +457,8 @@ class Recurrent:
             shape = x.shape
             if len(shape) == 3 and shape[2] == self.input_size and x.size:
                 return np  # all is well, at once
+        if type(x) is OneHot:
+            return np  # it is this library's own
         check_is_given("x", x)
         xp = array_namespace(params=like, x=x)
         if x.ndim not in (2, 3):

@@ -62,7 +62,8 @@ void append(std::vector<char>& all, const Buffer& b) {
 }
 
 std::vector<char> once(const Kernels& kernels, int cell, bool dbl, int64_t T, int64_t B, int64_t I,
-                       int64_t H, bool reverse, bool ragged, bool whole, int split, int threads) {
+                       int64_t H, bool reverse, bool ragged, bool whole, bool one_hot, int split,
+                       int threads) {
   state = (unsigned)(cell * 31 + T * 7 + B * 5 + I * 3 + H);
   const int64_t rows = (cell == LSTM ? 4 : cell >= GRU ? 3 : 1) * H;
   Call call{};
@@ -71,6 +72,8 @@ std::vector<char> once(const Kernels& kernels, int cell, bool dbl, int64_t T, in
   std::vector<int64_t> lengths;
   for (int64_t b = 0; b < B; b++) lengths.push_back((b * 5 + 1) % (T + 1));
   if (ragged) call.lengths = lengths.data();
+  std::vector<int64_t> indices;
+  for (int64_t k = 0; k < T * B; k++) indices.push_back(k * k % I);
   Buffer w_ih(rows * I, dbl), w_hh(rows * H, dbl), b_ih(rows, dbl), b_hh(rows, dbl);
   Buffer x(T * B * I, dbl), dy(T * B * H, dbl), h0(B * H, dbl), c0(B * H, dbl);
   Buffer dh(B * H, dbl), dc(B * H, dbl), y(T * B * H, dbl, false), h(B * H, dbl, false);
@@ -81,8 +84,9 @@ std::vector<char> once(const Kernels& kernels, int cell, bool dbl, int64_t T, in
   if (whole) call.bias_ih = b_ih.data, call.bias_hh = b_hh.data;
   call.x = x.data, call.ldx = I, call.y = y.data, call.ldy = H, call.dy = dy.data, call.lddy = H;
   if (whole) call.h0 = h0.data, call.dh_last = dh.data;
+  if (one_hot) call.x = nullptr, call.indices = indices.data();
   if (whole && cell == LSTM) call.c0 = c0.data, call.dc_last = dc.data;
-  call.h_last = h.data, call.c_last = c.data, call.dx = dx.data;
+  call.h_last = h.data, call.c_last = c.data, call.dx = one_hot ? nullptr : dx.data;
   call.dweight_ih = dw_ih.data, call.dweight_hh = dw_hh.data;
   if (whole) call.dbias_ih = db_ih.data, call.dbias_hh = db_hh.data;
   call.dh0 = dh0.data, call.dc0 = dc0.data;
@@ -135,16 +139,17 @@ int main() {
   for (const Kernels* kernels : sets) {
     for (const auto& s : shapes)
       for (int cell = 0; cell < CELL_KINDS; cell++)
-        for (int options = 0; options < 16; options++) {
+        for (int options = 0; options < 32; options++) {
           if (s[3] == 260 && (cell != LSTM || options % 15)) continue;
+          if (options >= 16 && options % 16 != 6 && options % 16 != 9) continue;
           const bool dbl = options & 1, reverse = options & 2, ragged = options & 4;
-          const bool whole = options & 8;
+          const bool whole = options & 8, one_hot = options & 16;
           std::vector<char> first;
           const int most = dbl || reverse ? 2 : 3;  // three wait long for two cores
           for (int threads = 1; threads <= most; threads++)
             for (int split = threads == 1 ? BY_UNITS : BY_BATCH; split <= BY_UNITS; split++) {
               const auto made = once(*kernels, cell, dbl, s[0], s[1], s[2], s[3], reverse, ragged,
-                                     whole, split, threads);
+                                     whole, one_hot, split, threads);
               if (first.empty()) first = made;
               runs++;
               if (made == first) continue;

@@ -22,8 +22,9 @@ struct Call {
   int64_t T, B, I, H;
   bool reverse;       // from the last step to the first
   const int64_t* lengths;  // (B,), or null where all have T steps
-  const void* x;      // (T, B, I), rows at the distance ldx
+  const void* x;      // (T, B, I), rows at the distance ldx; or null
   int64_t ldx;
+  const int64_t* indices;  // instead: (T, B), where in each row of x a 1 stands among zeros
 
   // Forward
   const void* packed;        // from `pack`
@@ -40,7 +41,7 @@ struct Call {
   const void* dy;            // (T, B, H), rows at the distance lddy
   int64_t lddy;
   const void *dh_last, *dc_last;  // (B, H), or null for zeros
-  void *dx;                       // (T, B, I)
+  void *dx;                       // (T, B, I); null where there are indices
   void *dweight_ih, *dweight_hh, *dbias_ih, *dbias_hh;  // the biases' may be null
   void *dh0, *dc0;
 

@@ -82,7 +82,9 @@ class Arguments {
   void* output_or_none(int64_t bytes) { return array(bytes, true, true); }
 
   // An array with gaps; `lies` must follow.
-  const void* spread(int64_t bytes) { return array(bytes, false, false, false); }
+  const void* spread(int64_t bytes, bool optional = false) {
+    return array(bytes, false, optional, false);
+  }
 
   struct Axis {
     int64_t count, step;  // step: in numbers, from one to the next
@@ -166,6 +168,18 @@ struct Direction {
   }
   int64_t at, count;
 };
+
+// x and the distance of its rows, the lengths, and the indices that stand for x if that is None.
+void take_input(Arguments& in, Call& call, int64_t item) {
+  call.x = in.spread(call.T * call.B * call.I * item, true);
+  call.ldx = in.integer();
+  if (call.x) in.lies({{call.T, call.B * call.ldx}, {call.B, call.ldx}, {call.I, 1}}, item);
+  call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
+  call.indices = (const int64_t*)in.input_or_none(call.T * call.B * 8);
+  if (!call.x == !call.indices) in.refuse("expected either x or indices");
+  for (int64_t k = 0; call.indices && k < call.T * call.B; k++)
+    if (call.indices[k] < 0 || call.indices[k] >= call.I) in.refuse("an index is out of range");
+}
 
 template <class P>
 P* own(P* whole, int64_t bytes) {
@@ -290,10 +304,7 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Direction d(in);
   const int64_t states = d.count * state, at = d.at * state;
   call.packed = in.memory(kernels->packed_bytes(call), false);
-  call.x = in.spread(call.T * call.B * call.I * item);
-  call.ldx = in.integer();
-  in.lies({{call.T, call.B * call.ldx}, {call.B, call.ldx}, {call.I, 1}}, item);
-  call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
+  take_input(in, call, item);
   call.h0 = own(in.input_or_none(states), at);
   call.c0 = own(in.input_or_none(states), at);
   call.y = own(in.output(call.T * states), d.at * call.H * item);
@@ -320,17 +331,14 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t states = d.count * state, at = d.at * state;
   call.weight_ih = in.input(rows * call.I);
   call.weight_hh = in.input(rows * call.H);
-  call.x = in.spread(call.T * call.B * call.I * item);
-  call.ldx = in.integer();
-  in.lies({{call.T, call.B * call.ldx}, {call.B, call.ldx}, {call.I, 1}}, item);
-  call.lengths = (const int64_t*)in.input_or_none(call.B * 8);
+  take_input(in, call, item);
   call.kept = in.memory(kernels->kept_bytes(call), false);
   call.dy = own(in.spread(call.T * states), d.at * call.H * item);
   call.lddy = in.integer();
   in.lies({{call.T, call.B * call.lddy}, {call.B, call.lddy}, {d.count * call.H, 1}}, item);
   call.dh_last = own(in.input_or_none(states), at);
   call.dc_last = own(in.input_or_none(states), at);
-  call.dx = in.output(call.T * call.B * call.I * item);
+  call.dx = call.x ? in.output(call.T * call.B * call.I * item) : in.output_or_none(0);
   call.dweight_ih = in.output(rows * call.I);
   call.dweight_hh = in.output(rows * call.H);
   call.dbias_ih = in.output_or_none(rows);

@@ -222,6 +222,13 @@ struct Recurrence {
     if (p) __builtin_memset((T*)p + mine.first * ld, 0, sizeof(T) * (mine.last - mine.first) * ld);
   }
 
+  void clear_sums(T* sums) const {
+    const Span own = share(units, team);
+    for (int g = 0; g < cell.x_gates; g++)
+      __builtin_memset(sums + (g * units + own.first) * I * L, 0,
+                       sizeof(T) * (own.last - own.first) * I * L);
+  }
+
   // ---- Gradients of a chunk ----
 
   // dx = da W_ih for the steps from `low` on; the weights are packed.
@@ -256,6 +263,37 @@ struct Recurrence {
           if (!dbias) continue;
           T* out = (T*)dbias + g * H + u * L;
           store_part(out, load_part(out, H - u * L) + sum, H - u * L);
+        }
+      }
+  }
+
+  // dW_ih^T += onehot^T da, for the own units, as [gate][unit vector][index][lane].
+  NOINLINE void add_at_indices(const T* columns, int gates, long low, long rows, T* sums) const {
+    const Span own = share(units, team);
+    const int64_t* const index = a.indices + low * B;
+    for (int g = 0; g < gates; g++)
+      for (long u = own.first; u < own.last; u++) {
+        const T* const da = columns + (g * units + u) * rows * L;
+        T* const table = sums + (g * units + u) * I * L;
+        for (long r = 0; r < rows; r++) {
+          T* const at = table + index[r] * L;
+          store(at, load(at) + load(da + r * L));
+        }
+      }
+  }
+
+  // dW_ih from these sums.
+  NOINLINE void turn_sums(const T* sums, int gates) const {
+    const Span own = share(units, team);
+    for (int g = 0; g < gates; g++)
+      for (long u = own.first; u < own.last; u++) {
+        const T* const from = sums + (g * units + u) * I * L;
+        T* const to = (T*)a.dweight_ih + (g * H + u * L) * I;
+        for (long k = 0; k < I; k += L) {
+          V block[L];
+          for (long l = 0; l < L; l++) block[l] = k + l < I ? load(from + (k + l) * L) : V{};
+          transpose<T>(block);
+          for (long l = 0; l < least(L, H - u * L); l++) store_part(to + l * I + k, block[l], I - k);
         }
       }
   }
@@ -447,7 +485,7 @@ struct Recurrence {
     if (cell.has_c) copy_out(c_at(end), a.c_last);
   }
 
-  // gates = W_ih x + b for the steps [low, low + count)
+  // gates = W_ih x + b for the steps [low, low + count); of one-hot rows it is a column of W_ih
   void input_product(const Packed& p, long low, long count, T* gates) const {
     const int wide = cell.x_gates == 1 ? width : 1;
     const long all = count * B, ld = padded * cell.slots;
@@ -457,9 +495,16 @@ struct Recurrence {
     for (long q = mine.first; q < mine.last; q++) {
       const long u = q * wide;
       const int n = (int)least(wide, units - u) * cell.x_gates;
-      panel_product<T>(part.first, part.last, I, x, a.ldx, 1, p.w_ih + u * cell.x_gates * L * I, n,
-                       p.bias + u * cell.x_gates * L, 0, gates + u * cell.slots * L, ld, n * L,
-                       far(I, cell.x_gates, owners()));
+      const T *const panel = p.w_ih + u * cell.x_gates * L * I, *bias = p.bias + u * cell.x_gates * L;
+      T* const out = gates + u * cell.slots * L;
+      if (!a.indices) {
+        panel_product<T>(part.first, part.last, I, x, a.ldx, 1, panel, n, bias, 0, out, ld, n * L,
+                         far(I, cell.x_gates, owners()));
+        continue;
+      }
+      for (long r = part.first; r < part.last; r++)
+        for (long j = 0, k = a.indices[low * B + r]; j < n; j++)
+          store(out + r * ld + j * L, load(panel + (k * n + j) * L) + load(bias + j * L));
     }
   }
 
@@ -478,7 +523,10 @@ struct Recurrence {
 
     pack_transposed(w_hh, cell.h_gates, H, width, b.w_hh);
     if (cell.u_gates) pack_transposed(w_hh + 2 * H * H, 1, H, width, b.w_u);
-    pack_transposed((const T*)a.weight_ih, cell.x_gates, I, TILE_VECTORS, b.w_ih);
+    if (a.indices)
+      clear_sums(b.w_ih);
+    else
+      pack_transposed((const T*)a.weight_ih, cell.x_gates, I, TILE_VECTORS, b.w_ih);
     clear(a.dbias_ih, cell.x_gates, 1);
     clear(a.dbias_hh, cell.x_gates, 1);
     clear(a.dweight_ih, cell.x_gates, I);
@@ -525,6 +573,7 @@ struct Recurrence {
         after = edge;
       }
     }
+    if (a.indices) turn_sums(b.w_ih, cell.x_gates);
     // The gradient with respect to the initial state.
     s.carry = carries ? b.carry : nullptr, s.dh0 = (T*)a.dh0;
     step_product_back(each<T, put_dh0<T>>, s, after, b.w_hh, recurrent_gates);
@@ -535,13 +584,18 @@ struct Recurrence {
   void weight_gradients(const Backward& b, const Kept& k, long low, long count, const T* da,
                         const T* da_hh) const {
     const long rows = count * B;
-    pack_x(low, rows, b.x);
     pack_states(k.h + (low + a.reverse) * B * padded, rows, b.h);
-    dx_product(da, cell.da, low, rows, b.w_ih);
+    if (!a.indices) {
+      pack_x(low, rows, b.x);
+      dx_product(da, cell.da, low, rows, b.w_ih);
+    }
     sync();
     const bool apart = cell.da_hh && !cell.u_gates;  // the two products' da differ
     gather_columns(da, cell.da, rows, b.columns, a.dbias_ih, apart ? nullptr : a.dbias_hh);
-    gradient(b.columns, 0, cell.x_gates, rows, b.x, I, a.dweight_ih);
+    if (a.indices)
+      add_at_indices(b.columns, cell.x_gates, low, rows, b.w_ih);
+    else
+      gradient(b.columns, 0, cell.x_gates, rows, b.x, I, a.dweight_ih);
     if (apart) gather_columns(da_hh, cell.da_hh, rows, b.columns, nullptr, a.dbias_hh);
     gradient(b.columns, 0, cell.h_gates, rows, b.h, H, a.dweight_hh);
     if (cell.u_gates) {

@@ -229,7 +229,7 @@ INLINE vdouble tangent(vdouble x) { return tangent_of<double>(x); }
 template <class T, int S>
 INLINE void exchange(Vector<T>* v) {
   constexpr int L = LANES<T>;
-  typename Numbers<T>::Bits low, high;  // lanes of a, then of b
+  typename Numbers<T>::Bits low{}, high{};  // lanes of a, then of b
 #pragma GCC unroll 16
   for (int l = 0; l < L; l++) {
     low[l] = l & S ? L + l - S : l;
@@ -253,7 +253,7 @@ INLINE void exchange(Vector<T>* v) {
 
 // Transpose L rows of L numbers.
 template <class T>
-INLINE void transpose(Vector<T>* v) {
+NOINLINE void transpose(Vector<T>* v) {
   constexpr int L = LANES<T>;
   if constexpr (L > 1) exchange<T, 1>(v);
   if constexpr (L > 2) exchange<T, 2>(v);
