@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rnn_xp import accelerate
 from rnn_xp.backend import Array, Namespace, array_namespace, operations
 
 Params = dict[str, Array]
@@ -47,6 +48,8 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
         raise ValueError(f"max_norm must be > 0, got {max_norm}")
     xp = array_namespace(**grads)
     norm = _global_norm(xp, list(grads.values()))
+    if xp is np and norm + 1e-6 <= max_norm:
+        return dict(grads), norm
     factor = xp.minimum(max_norm / (norm + 1e-6), xp.ones_like(norm))
     return {name: g * factor for name, g in grads.items()}, norm
 
@@ -244,11 +247,21 @@ class Adam(_Optimizer):
     def _slots(self) -> tuple[str, ...]:
         return ("m", "v")
 
+    def _keep(self, rate: float) -> float:
+        """Return what stays of a parameter besides Adam's update."""
+        return 1.0
+
     def _update(
         self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
     ) -> tuple[Array, list[Array]]:
         beta1, beta2 = self.betas
         correction = (1.0 - beta2**step) ** 0.5  # of √v; here eps and the rate carry it
+        eps, scale = self.eps * correction, -rate * correction / (1.0 - beta1**step)
+        keep = self._keep(rate)
+        made = accelerate.adam((param, grad, *slots), self.betas, eps, scale, keep)
+        if made is not None:
+            return made[0], list(made[1:])
+        param = param if keep == 1.0 else param * keep
         multiply = operations(xp).multiply
         m, v = beta1 * slots[0], beta2 * slots[1]
         new = (1.0 - beta1) * grad
@@ -257,8 +270,8 @@ class Adam(_Optimizer):
         new *= 1.0 - beta2
         v += new
         root = xp.sqrt(v)
-        root += self.eps * correction
-        new = multiply(m, -rate * correction / (1.0 - beta1**step), out=new)
+        root += eps
+        new = multiply(m, scale, out=new)
         new /= root
         new += param
         return new, [m, v]
@@ -277,11 +290,8 @@ class AdamW(Adam):
         super().__post_init__()
         _at_least("weight_decay", self.weight_decay, 0.0)
 
-    def _update(
-        self, xp: Namespace, rate: float, step: int, grad: Array, slots: list[Array], param: Array
-    ) -> tuple[Array, list[Array]]:
-        decayed = param * (1.0 - rate * self.weight_decay)
-        return super()._update(xp, rate, step, grad, slots, decayed)
+    def _keep(self, rate: float) -> float:
+        return 1.0 - rate * self.weight_decay
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnn_xp import GRU, LSTM
-from rnn_xp.accelerate import CORE, Engine, engine, native
+from rnn_xp.accelerate import CORE, Engine, adam, engine, native
 from rnn_xp.backend import operations
 from rnn_xp.cells import CELLS, make_cell
 from rnn_xp.recurrence import Loop, Ragged
@@ -197,6 +197,43 @@ def test_product(name: str, dtype: str, data: st.DataObject) -> None:
     assert made.dtype == np.dtype(dtype)
     tolerance = {"float32": 1e-5, "float64": 1e-13}[dtype]
     np.testing.assert_allclose(made, exact, rtol=0, atol=tolerance * inner**0.5 * 4)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1,), (7, 5), (150, 131)], ids=str)
+def test_adam(name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """An update against its formula in extended precision; the same bits for all threads."""
+    rng = np.random.default_rng(0)
+    wide = [rng.standard_normal(shape).astype(dtype) for _ in range(3)]
+    wide.append(rng.uniform(0.0, 2.0, shape).astype(dtype))
+    p, g, m, v = given_ = [np.asfortranarray(a) for a in wide]  # one turned in memory is copied
+    betas, eps, scale, keep = (0.9, 0.95), 1e-3, -0.07, 0.8
+    made = native.Native(name, 1).adam(given_, betas, eps, scale, keep)
+    p, g, m, v = (a.astype(np.longdouble) for a in wide)
+    m = betas[0] * m + (1 - betas[0]) * g
+    v = betas[1] * v + (1 - betas[1]) * g * g
+    p = keep * p + scale * m / (np.sqrt(v) + eps)
+    for found, exact in zip(made, (p, m, v), strict=True):
+        assert found.dtype == np.dtype(dtype)
+        assert found.flags.c_contiguous
+        expected = exact.astype(np.float64)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=8 * np.finfo(dtype).eps)
+    for threads in (2, 3):
+        shared = native.Native(name, threads).adam(given_, betas, eps, scale, keep)
+        for a, b in zip(shared, made, strict=True):
+            np.testing.assert_array_equal(a, b)
+    for a, b in zip(given_, wide, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_where_adam_is_not_for_the_kernels() -> None:
+    one, rest = np.ones(3, dtype=np.float32), ((0.9, 0.999), 1e-8, 0.1, 1.0)
+    assert adam([one, one, one, one], *rest) is not None
+    for other in (np.ones(3), np.ones(3, dtype=np.float16), np.ones((3, 1), dtype=np.float32)):
+        assert adam([one, other, one, one], *rest) is None
+    assert adam([one.astype(np.float16)] * 4, *rest) is None
+    assert adam([one[:0]] * 4, *rest) is None
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -507,6 +544,16 @@ def test_the_kernels_check_sizes() -> None:
         forward(x, 2, ways=2)
     with pytest.raises((BufferError, ValueError), match="contiguous"):
         kernels.pack(shape, 1, weights[0], np.ones((3, 12), np.float32).T, None, None, packed)
+    moments = [np.ones(3, dtype=np.float32) for _ in range(7)]
+    numbers = (0.9, 0.999, 1e-8, 0.1, 1.0)
+    kernels.adam(number, 4, 1, 3, *numbers, *moments)
+    for wrong_sizes in ((9, 4, 1, 3), (number, 2, 1, 3), (number, 4, 1, 0), (number, 4, 1, 2**50)):
+        with pytest.raises(ValueError, match="unknown kernels or sizes"):
+            kernels.adam(*wrong_sizes, *numbers, *moments)
+    with pytest.raises(ValueError, match="has 12 bytes, expected at least 16"):
+        kernels.adam(number, 4, 1, 4, *numbers, *moments)
+    with pytest.raises(TypeError, match="must be real number"):
+        kernels.adam(number, 4, 1, 3, "0.9", *numbers[1:], *moments)
     packed.flags.writeable = False
     with pytest.raises((BufferError, ValueError), match="read-only"):
         kernels.pack(shape, 1, *weights, None, None, packed)

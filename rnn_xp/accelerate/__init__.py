@@ -298,3 +298,20 @@ def product(ops: Operations, a: Array, b: Array, bias: Array | None = None) -> A
             return chosen.product(a, b, bias)
     y = a @ b
     return y if bias is None else ops.add(y, bias, out=y)
+
+
+def adam(
+    arrays: Sequence[Array], betas: tuple[float, float], eps: float, scale: float, keep: float
+) -> tuple[Array, Array, Array] | None:
+    """Return keep p + scale m' / (√v' + eps), m' and v', of p, its gradient g, m and v.
+
+    m' = β1 m + (1 - β1) g and v' = β2 v + (1 - β2) g². None where the compiled kernels, which take
+    a third of the time that NumPy's passes take, cannot do it.
+    """
+    p = arrays[0]
+    if any(type(a) is not np.ndarray or a.dtype != p.dtype or a.shape != p.shape for a in arrays):
+        return None
+    chosen = native.choose()
+    if not isinstance(chosen, native.Native) or not chosen.takes(p) or not p.size:
+        return None
+    return chosen.adam(arrays, betas, eps, scale, keep)

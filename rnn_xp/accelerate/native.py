@@ -299,6 +299,22 @@ class Native:
         )
         return out
 
+    def adam(
+        self,
+        arrays: Sequence[Array],
+        betas: tuple[float, float],
+        eps: float,
+        scale: float,
+        keep: float,
+    ) -> tuple[Array, Array, Array]:
+        """Return a parameter, m and v after Adam's update; see `accelerate.adam`."""
+        param = arrays[0]
+        made = [_empty(param.shape, param.dtype) for _ in range(3)]
+        numbers = (param.size, *betas, eps, scale, keep)
+        given = map(_whole, arrays)
+        _kernels.adam(self._number, param.itemsize, self.threads, *numbers, *given, *made)
+        return made[0], made[1], made[2]
+
 
 def _rows(a: Array) -> tuple[Array, int]:
     """Return (T, B, K) as T * B rows at one distance, and that distance in numbers.

@@ -123,6 +123,20 @@ std::vector<char> product(const Kernels& kernels, bool dbl, int64_t M, int64_t N
   return std::vector<char>(out.data, out.data + out.bytes);
 }
 
+std::vector<char> adam(const Kernels& kernels, bool dbl, int64_t count, int threads) {
+  state = (unsigned)count;
+  Buffer p(count, dbl), g(count, dbl), m(count, dbl), v(count, dbl);
+  Buffer p_new(count, dbl, false), m_new(count, dbl, false), v_new(count, dbl, false);
+  Update u{};
+  u.is_double = dbl, u.count = count, u.beta1 = 0.9, u.beta2 = 0.99, u.eps = 1, u.scale = 0.1;
+  u.p = p.data, u.g = g.data, u.m = m.data, u.v = v.data;
+  u.p_new = p_new.data, u.m_new = m_new.data, u.v_new = v_new.data;
+  team(kernels.adam, u, threads);
+  std::vector<char> all;
+  append(all, p_new), append(all, m_new), append(all, v_new);
+  return all;
+}
+
 }  // namespace
 
 int main() {
@@ -162,9 +176,15 @@ int main() {
       for (const auto& s : shapes) {
         const auto alone = product(*kernels, turned, s[1], s[2], s[3], turned, 1);
         runs++;
-        if (product(*kernels, turned, s[1], s[2], s[3], turned, 3) == alone) continue;
+        if (product(*kernels, turned, s[1], s[2], s[3], turned, 3) != alone) {
+          wrong++;
+          printf("%s product: other bits\n", kernels->name);
+        }
+        const int64_t count = s[1] * s[3];
+        runs++;
+        if (adam(*kernels, turned, count, 1) == adam(*kernels, turned, count, 3)) continue;
         wrong++;
-        printf("%s product: other bits\n", kernels->name);
+        printf("%s adam: other bits\n", kernels->name);
       }
   }
   printf("%d runs, %zu instruction sets, %d wrong\n", runs, sets.size(), wrong);

@@ -61,6 +61,17 @@ struct Product {
   void* scratch;
 };
 
+// Adam's update of a parameter p with gradient g: m' = beta1 m + (1 - beta1) g,
+// v' = beta2 v + (1 - beta2) g^2, p' = keep p + scale m' / (sqrt(v') + eps).
+struct Update {
+  bool is_double;
+  int64_t count;
+  double beta1, beta2, eps, scale, keep;
+  const void *p, *g, *m, *v;
+  void *p_new, *m_new, *v_new;
+  void* scratch;
+};
+
 // What is compiled for each instruction set.
 struct Kernels {
   const char* name;
@@ -72,6 +83,7 @@ struct Kernels {
   void (*backward)(const Call&, Team);
   int64_t (*product_bytes)(const Product&);
   void (*product)(const Product&, Team);
+  void (*adam)(const Update&, Team);
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels;

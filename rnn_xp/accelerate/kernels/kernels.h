@@ -2,6 +2,7 @@
 #pragma once
 
 #include "recurrence.h"
+#include "update.h"
 
 namespace {
 
@@ -52,9 +53,15 @@ void product(const Product& p, Team team) {
   else
     whole_product<float>(p, team);
 }
+void adam(const Update& u, Team team) {
+  if (u.is_double)
+    adam_of<double>(u, team);
+  else
+    adam_of<float>(u, team);
+}
 
 }  // namespace
 
 #define RNN_XP_KERNELS(set)                                                                  \
   extern const Kernels set##_kernels = {#set, packed_bytes, kept_bytes, scratch_bytes, pack, \
-                                        forward, backward, product_bytes, product};
+                                        forward, backward, product_bytes, product, adam};

@@ -39,6 +39,10 @@ bool runs_here(const Kernels* kernels) {
   return true;
 }
 
+bool known(int64_t which) {
+  return which >= 0 && which < kernel_count && runs_here(all_kernels[which]);
+}
+
 void* on_a_line(void* memory) { return (void*)(((uintptr_t)memory + LINE - 1) / LINE * LINE); }
 
 // The arguments of a call, in order. After a failure everything reads as zero.
@@ -50,6 +54,13 @@ class Arguments {
   }
 
   int64_t integer() { return number(next()); }
+
+  double real() {
+    PyObject* o = next();
+    const double value = o ? PyFloat_AsDouble(o) : 0;
+    if (value == -1 && PyErr_Occurred()) failed_ = true;
+    return failed_ ? 0 : value;
+  }
 
   // A tuple of as many integers as there are places for them.
   template <int N>
@@ -152,10 +163,10 @@ const Kernels* begin(Arguments& in, Call& call) {
   // No product of sizes may overflow: those of the arrays, padded, and of the packed weights.
   const double T = (double)call.T + 1, B = (double)call.B, I = (double)call.I + 64;
   const double H = (double)call.H + 64, most = 1e15;
-  const bool good = which >= 0 && which < kernel_count && cell >= 0 && cell < CELL_KINDS &&
+  const bool good = known(which) && cell >= 0 && cell < CELL_KINDS &&
                     (itemsize == 4 || itemsize == 8) && call.T > 0 && call.B > 0 && call.I > 0 &&
                     call.H > 0 && T * B * (I + H) < most && H * (I + H) < most;
-  if (good && runs_here(all_kernels[which])) return all_kernels[which];
+  if (good) return all_kernels[which];
   if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "unknown kernels, cell or sizes");
   return nullptr;
 }
@@ -207,6 +218,10 @@ struct Load {
     const int64_t all = p.M * p.N * p.K;
     size = all < 65536 ? 1 : most_threads(threads);
     brief = all <= BRIEF;
+  }
+  Load(const Update& u, int64_t threads) {
+    size = u.count < 1 << 14 ? 1 : most_threads(threads);
+    brief = u.count < 1 << 16;
   }
   int size;
   bool brief;
@@ -646,8 +661,7 @@ PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
   p.bias = in.input_or_none(p.N * item);
   p.C = in.output(p.M * p.N * item);
   if (!in.done()) return nullptr;
-  const bool good = which >= 0 && which < kernel_count && runs_here(all_kernels[which]) &&
-                    (item == 4 || item == 8) && p.M > 0 && p.N > 0 && p.K > 0 &&
+  const bool good = known(which) && (item == 4 || item == 8) && p.M > 0 && p.N > 0 && p.K > 0 &&
                     (p.b_k == 1 || p.b_n == 1);
   if (!good) {
     PyErr_SetString(PyExc_ValueError, "unknown kernels, sizes or strides");
@@ -655,6 +669,24 @@ PyObject* product(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   const Kernels* kernels = all_kernels[which];
   return run(kernels->product, p, kernels->product_bytes(p), Load(p, threads));
+}
+
+// (kernels, itemsize, threads, count, beta1, beta2, eps, scale, keep, p, g, m, v, p', m', v')
+PyObject* adam(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Arguments in(args, count);
+  Update u{};
+  const int64_t which = in.integer(), item = in.integer(), threads = in.integer();
+  u.is_double = item == 8;
+  u.count = in.integer();
+  u.beta1 = in.real(), u.beta2 = in.real(), u.eps = in.real(), u.scale = in.real();
+  u.keep = in.real();
+  const bool good = known(which) && (item == 4 || item == 8) && u.count > 0 && u.count < 1LL << 48;
+  if (!good) in.refuse("unknown kernels or sizes");
+  const int64_t bytes = u.count * item;
+  u.p = in.input(bytes), u.g = in.input(bytes), u.m = in.input(bytes), u.v = in.input(bytes);
+  u.p_new = in.output(bytes), u.m_new = in.output(bytes), u.v_new = in.output(bytes);
+  if (!in.done()) return nullptr;
+  return run(all_kernels[which]->adam, u, 0, Load(u, threads));
 }
 
 #define FAST(name, text) \
@@ -671,6 +703,7 @@ PyMethodDef methods[] = {
     FAST(backward_at_once, "Run a cell backward through time, or return None."),
     FAST(backward, "Run a cell backward through time."),
     FAST(product, "Multiply two matrices, and add a bias to each row."),
+    FAST(adam, "Update a parameter and its moments as Adam does."),
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -147,6 +147,20 @@ INLINE vdouble fma(vdouble a, vdouble b, vdouble c) { return a * b + c; }
 #endif
 
 #if defined(__AVX512F__)
+INLINE vfloat root(vfloat a) { return (vfloat)_mm512_maskz_sqrt_ps((__mmask16)-1, (__m512)a); }
+INLINE vdouble root(vdouble a) { return (vdouble)_mm512_maskz_sqrt_pd((__mmask8)-1, (__m512d)a); }
+#elif defined(__AVX2__)
+INLINE vfloat root(vfloat a) { return (vfloat)_mm256_sqrt_ps((__m256)a); }
+INLINE vdouble root(vdouble a) { return (vdouble)_mm256_sqrt_pd((__m256d)a); }
+#else
+template <class V>
+INLINE V root(V a) {
+  for (unsigned k = 0; k < sizeof a / sizeof a[0]; k++) a[k] = __builtin_sqrt(a[k]);
+  return a;
+}
+#endif
+
+#if defined(__AVX512F__)
 // An estimate of 14 bits and one Newton step: a third of a division's time.
 INLINE vfloat quotient(vfloat a, vfloat b) {
   vfloat r = (vfloat)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)b);
