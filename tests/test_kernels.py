@@ -207,7 +207,7 @@ def test_adam(name: str, dtype: str, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     wide = [rng.standard_normal(shape).astype(dtype) for _ in range(3)]
     wide.append(rng.uniform(0.0, 2.0, shape).astype(dtype))
-    p, g, m, v = given_ = [np.asfortranarray(a) for a in wide]  # one turned in memory is copied
+    given_ = [np.asfortranarray(a) for a in wide]  # one turned in memory is copied
     betas, eps, scale, keep = (0.9, 0.95), 1e-3, -0.07, 0.8
     made = native.Native(name, 1).adam(given_, betas, eps, scale, keep)
     p, g, m, v = (a.astype(np.longdouble) for a in wide)
@@ -218,7 +218,7 @@ def test_adam(name: str, dtype: str, shape: tuple[int, ...]) -> None:
         assert found.dtype == np.dtype(dtype)
         assert found.flags.c_contiguous
         expected = exact.astype(np.float64)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=8 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=8 * float(np.finfo(dtype).eps))
     for threads in (2, 3):
         shared = native.Native(name, threads).adam(given_, betas, eps, scale, keep)
         for a, b in zip(shared, made, strict=True):
