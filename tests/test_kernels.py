@@ -210,7 +210,8 @@ def test_adam(name: str, dtype: str, shape: tuple[int, ...]) -> None:
     given_ = [np.asfortranarray(a) for a in wide]  # one turned in memory is copied
     betas, eps, scale, keep = (0.9, 0.95), 1e-3, -0.07, 0.8
     made = native.Native(name, 1).adam(given_, betas, eps, scale, keep)
-    p, g, m, v = (a.astype(np.longdouble) for a in wide)
+    extended: list[Any] = [a.astype(np.longdouble) for a in wide]
+    p, g, m, v = extended
     m = betas[0] * m + (1 - betas[0]) * g
     v = betas[1] * v + (1 - betas[1]) * g * g
     p = keep * p + scale * m / (np.sqrt(v) + eps)
