@@ -207,13 +207,11 @@ class Chain:
         parts = self._parts(params)
         gradients: dict[str, Params] = {}
         states: State = {}
-        for k in reversed(range(len(self.layers))):
-            (name, layer), kept = self.layers[k], cache.caches[k]
+        for (name, layer), kept in zip(reversed(self.layers), reversed(cache.caches), strict=True):
             if isinstance(layer, Recurrent):
                 after = None if dstate is None else dstate.get(name)
                 if isinstance(kept, lookup.Cache):
-                    table = parts[self.layers[k - 1][0]]["weight"]
-                    found = lookup.backward(layer, parts[name], table, kept, dy, after)
+                    found = lookup.backward(layer, parts[name], kept, dy, after)
                 else:
                     found = layer.backward(parts[name], kept, dy, after)
                 gradients[name], dy, states[name] = found

@@ -265,10 +265,7 @@ def at_once(chosen: Engine, cell: Cell, levels: Sequence[Any], like: Array) -> n
 def engine(cell: Cell, like: Array) -> Engine:
     """Return the engine for a cell whose weights are arrays like `like`."""
     if type(like) is np.ndarray:
-        chosen = native.choose()
-        if isinstance(chosen, native.Native) and chosen.takes(like, cell):
-            return chosen
-        return CORE
+        return _kernels_for(like, cell) or CORE
     # Each of these two imports its library, which the caller has imported already.
     name = array_namespace(like=like).__name__
     if name == "jax.numpy":
@@ -293,9 +290,9 @@ def product(ops: Operations, a: Array, b: Array, bias: Array | None = None) -> A
     product: these spin for a while after each.
     """
     if ops.xp is np and 0 not in a.shape and 0 not in b.shape:
-        chosen = native.choose()
-        if isinstance(chosen, native.Native) and chosen.takes(a):
-            return chosen.product(a, b, bias)
+        kernels = _kernels_for(a)
+        if kernels is not None:
+            return kernels.product(a, b, bias)
     y = a @ b
     return y if bias is None else ops.add(y, bias, out=y)
 
@@ -306,12 +303,16 @@ def adam(
     """Return keep p + scale m' / (√v' + eps), m' and v', of p, its gradient g, m and v.
 
     m' = β1 m + (1 - β1) g and v' = β2 v + (1 - β2) g². None where the compiled kernels, which take
-    a third of the time that NumPy's passes take, cannot do it.
+    less than half of the time that NumPy's passes take, cannot do it.
     """
     p = arrays[0]
     if any(type(a) is not np.ndarray or a.dtype != p.dtype or a.shape != p.shape for a in arrays):
         return None
+    kernels = _kernels_for(p) if p.size else None
+    return None if kernels is None else kernels.adam(arrays, betas, eps, scale, keep)
+
+
+def _kernels_for(a: Array, cell: Cell | None = None) -> native.Native | None:
+    """Return the compiled kernels if they take the dtype of a NumPy array, and the cell."""
     chosen = native.choose()
-    if not isinstance(chosen, native.Native) or not chosen.takes(p) or not p.size:
-        return None
-    return chosen.adam(arrays, betas, eps, scale, keep)
+    return chosen if isinstance(chosen, native.Native) and chosen.takes(a, cell) else None

@@ -45,6 +45,7 @@ class Cache:
     layer: Recurrent
     """Of one-hot vectors."""
     params: Params
+    table: Array
     kept: recurrent.Cache
 
 
@@ -98,11 +99,11 @@ def forward(
     weights = {name: product(OPS, params[name], table.T) for name in _WEIGHTS if name in params}
     params = {**params, **weights}
     y, state, kept = joined.forward(params, x, state, lengths=lengths, dropout_seed=dropout_seed)
-    return y, state, Cache(joined, params, kept)
+    return y, state, Cache(joined, params, table, kept)
 
 
 def backward(
-    layer: Recurrent, params: Params, table: Array, cache: Cache, dy: Array, dstate: State
+    layer: Recurrent, params: Params, cache: Cache, dy: Array, dstate: State
 ) -> tuple[Params, Array, State]:
     """Return dparams, the gradient of the table, and dstate0; see `Recurrent.backward`."""
     check_params(layer, params)
@@ -113,7 +114,7 @@ def backward(
     for name in _WEIGHTS:
         if name in params:
             dw = dparams[name]
-            dparams[name] = product(OPS, dw, table)
+            dparams[name] = product(OPS, dw, cache.table)
             part = product(OPS, dw.T, params[name])
             dtable = part if dtable is None else dtable + part
     return dparams, dtable, dstate
