@@ -49,8 +49,10 @@ void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init,
 #pragma GCC unroll 8
     for (int j = 0; j < N; j++) sum[i][j] = init ? load(init + i * ld_init + j * L) : V{};
   constexpr int NEAR = 3;  // rows from one pointer: an address takes one or two times a distance
-  const T* beyond = A + NEAR * by_row;
-  auto row = [&](int i) { return i < NEAR ? A[i * by_row] : beyond[(i - NEAR) * by_row]; };
+  const T* from[(M + NEAR - 1) / NEAR];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; i += NEAR) from[i / NEAR] = A + i * by_row;
+  auto row = [&](int i) { return from[i / NEAR][i % NEAR * by_row]; };
   const T* const end = W + K * N * L;
   while (W != end) {
     const T* stop = end;
@@ -86,7 +88,9 @@ void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init,
           for (int i = 0; i < M; i++) sum[i][j] = fma(a[i], w, sum[i][j]);
         }
       }
-      W += N * L, A += by_k, beyond += by_k;
+      W += N * L;
+#pragma GCC unroll 8
+      for (int i = 0; i < M; i += NEAR) from[i / NEAR] += by_k;
     } while (W != stop);
   }
 #pragma GCC unroll 8
@@ -98,33 +102,45 @@ void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init,
 template <class T>
 using Tile = void (*)(long, const T*, long, long, const T*, const T*, long, T*, long, const char*);
 
-#define TILES_OF_ROW(M) \
-  { nullptr, tile<T, M, 1>, tile<T, M, 2>, tile<T, M, 3>, tile<T, M, 4> }
+template <class T, int M, int N>
+constexpr Tile<T> tile_that_fits() {
+  if constexpr (M * N <= TILE_SUMS) return tile<T, M, N>;
+  return nullptr;
+}
+
+#define TILES_OF_ROW(M)                                                                       \
+  {                                                                                           \
+    nullptr, tile_that_fits<T, M, 1>(), tile_that_fits<T, M, 2>(), tile_that_fits<T, M, 3>(), \
+        tile_that_fits<T, M, 4>()                                                             \
+  }
 
 template <class T>
 INLINE Tile<T> tile_of(int m, int n) {
-#if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr Tile<T> table[7][5] = {
+  static constexpr Tile<T> table[TILE_ROWS + 1][TILE_VECTORS + 1] = {
       {},
       TILES_OF_ROW(1),
       TILES_OF_ROW(2),
       TILES_OF_ROW(3),
+#if defined(__AVX512F__) || defined(__aarch64__)
       TILES_OF_ROW(4),
       TILES_OF_ROW(5),
-      TILES_OF_ROW(6)};
-#else
-  static constexpr Tile<T> table[4][5] = {
-      {}, TILES_OF_ROW(1), TILES_OF_ROW(2), TILES_OF_ROW(3)};
+      TILES_OF_ROW(6),
+      TILES_OF_ROW(7),
+      TILES_OF_ROW(8),
 #endif
+  };
   return table[m][n];
 }
 
-// Call f(row, count) for tiles of nearly equal height.
+// So many rows at most has a tile of so many vectors.
+INLINE long tallest(int vectors) { return least(TILE_ROWS, TILE_SUMS / vectors); }
+
+// Call f(row, count) for tiles of so many vectors and nearly equal height.
 template <class F>
-INLINE void for_rows(long first, long last, F f) {
+INLINE void for_rows(long first, long last, int vectors, F f) {
   const long count = last - first;
   if (count <= 0) return;
-  const long tiles = upward(count, TILE_ROWS), height = count / tiles, taller = count % tiles;
+  const long tiles = upward(count, tallest(vectors)), height = count / tiles, taller = count % tiles;
   for (long k = 0, row = first; k < tiles; k++) {
     const int m = (int)(height + (k < taller));
     f(row, m);
@@ -132,12 +148,16 @@ INLINE void for_rows(long first, long last, F f) {
   }
 }
 
-// Memory that is needed next, K rows of so many bytes: while the tiles before it run, each of the
-// first ones fetches a part. Null where the caches hold it anyhow.
+// The panel that is needed next, K rows of n vectors: while the tiles of so many rows before it run,
+// each of the first ones fetches a part. Not where the caches hold it anyhow, and not where the rows
+// are one tile: memory that is read once, in order, the processor fetches ahead by itself.
+template <class T>
 class Ahead {
  public:
-  Ahead(const void* memory, long K, long row)
-      : next_((const char*)memory), step_(K * LINE), left_(memory ? row / LINE : 0) {}
+  Ahead(bool far, const T* panel, long K, int n, long rows)
+      : next_((const char*)panel),
+        step_(K * LINE),
+        left_(far && rows > tallest(n) ? n * LANES<T> * (long)sizeof(T) / LINE : 0) {}
 
   const char* part() {
     if (left_-- <= 0) return nullptr;
@@ -159,11 +179,11 @@ NOINLINE void panel_product(long first, long last, long K, const T* A, long by_r
                             long columns, bool far = false) {
   constexpr int L = LANES<T>;
   const bool whole = columns >= n * L;
-  alignas(64) T part[TILE_ROWS * TILE_VECTORS * L];
+  alignas(64) T part[TILE_SUMS * L];
   for (long k = 0; k < K || k == 0; k += BLOCK) {
     const long count = least(BLOCK, K - k);
-    Ahead ahead(far ? W + (k + count) * n * L : nullptr, count, n * L * sizeof(T));
-    for_rows(first, last, [&](long r, int m) {
+    Ahead<T> ahead(far, W + (k + count) * n * L, count, n, last - first);
+    for_rows(first, last, n, [&](long r, int m) {
       const T* const a = A + r * by_row + k * by_k;
       const T* const w = W + k * n * L;
       const T* start = k ? C + r * ldc : (init ? init + r * ld_init : nullptr);

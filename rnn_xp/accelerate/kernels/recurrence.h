@@ -63,7 +63,7 @@ template <class T>
 NOINLINE void multiply(Finish<T> finish, const Step<T>& s, const Operands<T>& o, Span panels,
                        Span rows, long units, int wide) {
   constexpr int L = LANES<T>;
-  constexpr long GROUP = 8 * TILE_ROWS;  // rows whose sums wait for the last block of K
+  constexpr long GROUP = 2 * TILE_SUMS;  // rows whose sums wait for the last block of K
   alignas(64) T sums[GROUP * TILE_VECTORS * L];
   const long K = o.A ? o.K : 0, before = K > BLOCK ? (K - 1) / BLOCK * BLOCK : 0;
   for (long p = panels.first; p < panels.last; p++) {
@@ -76,8 +76,8 @@ NOINLINE void multiply(Finish<T> finish, const Step<T>& s, const Operands<T>& o,
       if (before)
         panel_product<T>(0, high - low, before, o.A + low * o.lda, o.lda, 1, w, n, start, 0, sums,
                          n * L, n * L, o.far);
-      Ahead ahead(o.far ? w + n * L * o.K : nullptr, o.K - before, n * L * sizeof(T));
-      for_rows(low, high, [&](long row, int m) {
+      Ahead<T> ahead(o.far, w + n * L * o.K, o.K - before, n, high - low);
+      for_rows(low, high, n, [&](long row, int m) {
         const T* const A = o.A ? o.A + row * o.lda + before : w;  // not read where there is none
         for (int i = 0; o.soon && i < m; i++)
           for (long at = (row + i) * units + u, k = 0; k < count * o.slots; k++)
@@ -401,8 +401,9 @@ struct Recurrence {
   void step_product(Finish<T> finish, const Step<T>& s, const T* A, long lda, long K,
                     const T* W, int gates, const T* init) const {
     const int wide = gates == 1 ? width : 1;
-    const T* soon = a.kept && cell.keeps_gates ? s.gates : nullptr;
-    multiply<T>(finish, s, {A, lda, K, W, gates, init, far(K, gates, owners()), soon, cell.slots},
+    const bool distant = far(K, gates, owners());
+    const T* soon = cell.keeps_gates && (a.kept || distant) ? s.gates : nullptr;
+    multiply<T>(finish, s, {A, lda, K, W, gates, init, distant, soon, cell.slots},
                 panels(upward(units, wide)), rows(), units, wide);
   }
 

@@ -69,13 +69,13 @@ using Vector = typename Numbers<T>::V;
 template <class T>
 constexpr int LANES = RNN_XP_VECTOR_BYTES / sizeof(T);
 
-// How many rows and vectors a product's tile has: as many as the registers hold.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int TILE_ROWS = 6;
-#else
-constexpr int TILE_ROWS = 3;
-#endif
+// What a product's tile may have, so that the registers hold it: vectors, rows, and sums in all.
 constexpr int TILE_VECTORS = 4;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int TILE_ROWS = 8, TILE_SUMS = 24;
+#else
+constexpr int TILE_ROWS = 3, TILE_SUMS = 12;
+#endif
 
 INLINE vfloat fill(float a) { return a - vfloat{}; }
 INLINE vdouble fill(double a) { return a - vdouble{}; }
