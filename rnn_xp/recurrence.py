@@ -88,6 +88,8 @@ def run(
     """
     cell, ops, ragged, reverse = loop
     steps, batch = x.shape[0], x.shape[1]
+    if steps == 1 and ragged is None and not keep:
+        return _run_step(loop, w, x, state)
     if ragged is not None:
         x = zero_rows(ops, ragged.valid, x)
     y = ops.buffer((steps, batch, cell.output_size), x)
@@ -105,6 +107,25 @@ def run(
     # Copies: the backward run reads what the parts are views of.
     last = [ops.copy(part.T, out=ops.buffer(part.T.shape, x)) for part in columns]
     return y, last, chunks
+
+
+def _run_step(
+    loop: Loop, w: Folded, x: Array, state: Sequence[Array | None]
+) -> tuple[Array, Sequence[Array], list[Chunk]]:
+    """Run a single step of which nothing is kept, as a stream has it: a chunk would take longer."""
+    cell, ops, _, _ = loop
+    batch = x.shape[1]
+    pre = ops.matmul(w.weight_ih, x[0, ...].T)
+    pre = ops.xp.reshape(pre, (cell.gates, cell.hidden_size, batch))
+    if w.bias is not None:
+        pre = ops.add(pre, w.bias, out=pre)
+    out = [ops.buffer((size, batch), x) for size in cell.state_sizes]
+    extras = [ops.buffer((size, batch), x) for size in cell.extras]
+    work = cell.workspace(ops, x, batch)
+    _, after, _ = cell.step(ops, w, pre, _columns(cell, ops, state, x), out, extras, work)
+    last = [ops.contiguous(part.T) for part in after]
+    y = ops.copy(last[0], out=ops.buffer(last[0].shape, x))
+    return y[None, ...], last, []
 
 
 def _columns(
