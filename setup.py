@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,10 +51,11 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compile the sources and link them."""
         defines = [(f"RNN_XP_{name.upper()}", None) for name in SETS]
-        objects, branches = [], first_taken(self.compiler, BRANCHES) if SETS else []
-        for source in ext.sources:
+        branches = first_taken(self.compiler, BRANCHES) if SETS else []
+
+        def compiled(source: str) -> list[str]:
             own = SETS.get(Path(source).stem.removeprefix("kernels_"), [])
-            objects += self.compiler.compile(
+            made: list[str] = self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,
                 macros=defines,
@@ -60,6 +63,10 @@ class BuildKernels(build_ext):
                 extra_postargs=[*FLAGS, *branches, *own],
                 depends=ext.depends,
             )
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count()) as side_by_side:
+            objects = [path for made in side_by_side.map(compiled, ext.sources) for path in made]
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
