@@ -171,6 +171,10 @@ class InPlace:
         out[...] = source
         return out
 
+    def fresh(self, view: Array) -> Array:
+        """Return a copy: what a caller gets may be written into."""
+        return self.copy(view, out=self.buffer(view.shape, view))
+
     def contiguous(self, view: Array) -> Array:
         """Return a transposed view as an array whose rows are contiguous."""
         return self.xp.ascontiguousarray(view)
@@ -268,6 +272,9 @@ class Functional:
     def copy(self, source: Array, out: Array = None) -> Array:
         return source
 
+    def fresh(self, view: Array) -> Array:
+        return self.xp.stack([view])[0, ...]
+
     def contiguous(self, view: Array) -> Array:
         return view
 
@@ -279,7 +286,7 @@ class Functional:
 
     def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
         # One chunk covers all steps here: `rows_a_chunk` is zero.
-        return rows
+        return self.fresh(rows)
 
     def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
         xp, device = self.xp, device_of(rows)

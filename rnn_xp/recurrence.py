@@ -105,8 +105,7 @@ def run(
     if ragged is not None:
         y = zero_rows(ops, ragged.valid, y)
     # Copies: the backward run reads what the parts are views of.
-    last = [ops.copy(part.T, out=ops.buffer(part.T.shape, x)) for part in columns]
-    return y, last, chunks
+    return y, [ops.fresh(part.T) for part in columns], chunks
 
 
 def _run_step(
@@ -124,8 +123,7 @@ def _run_step(
     work = cell.workspace(ops, x, batch)
     _, after, _ = cell.step(ops, w, pre, _columns(cell, ops, state, x), out, extras, work)
     last = [ops.contiguous(part.T) for part in after]
-    y = ops.copy(last[0], out=ops.buffer(last[0].shape, x))
-    return y[None, ...], last, []
+    return ops.fresh(last[0])[None, ...], last, []
 
 
 def _columns(
