@@ -114,8 +114,8 @@ def _run_step(
     """Run a single step of which nothing is kept, as a stream has it: a chunk would take longer."""
     cell, ops, _, _ = loop
     batch = x.shape[1]
-    pre = ops.matmul(w.weight_ih, x[0, ...].T)
-    pre = ops.xp.reshape(pre, (cell.gates, cell.hidden_size, batch))
+    room = ops.buffer((cell.gates, cell.hidden_size, batch), x)
+    pre = ops.matmul_blocks(w.weight_ih, x[0, ...].T, cell.gates, out=room)
     if w.bias is not None:
         pre = ops.add(pre, w.bias, out=pre)
     out = [ops.buffer((size, batch), x) for size in cell.state_sizes]

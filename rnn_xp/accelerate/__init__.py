@@ -202,15 +202,17 @@ class OneByOne:
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Sequence[Any]]:
         """Run every direction over x; see `Engine`."""
+        if len(loops) == 1:  # no places to share out, which take as long as a small layer's step
+            y, last, kept = self.each.run(loops[0], w[0], x, of_direction(state, 0), keep=keep)
+            return y, [part[None, ...] for part in last], [kept]
         runs = []
         with self.places(len(loops)) as places:
             for d, loop in enumerate(loops):
                 with places[d]:
                     runs.append(self.each.run(loop, w[d], x, of_direction(state, d), keep=keep))
         xp = loops[0].ops.xp
-        outputs, states, kept = zip(*runs, strict=True)
-        y = outputs[0] if len(runs) == 1 else xp.concat(outputs, axis=2)
-        return y, stacked(xp, states), kept
+        outputs, states, own = zip(*runs, strict=True)
+        return xp.concat(outputs, axis=2), stacked(xp, states), own
 
     def run_backward(
         self,
