@@ -188,6 +188,15 @@ class InPlace:
         """Concatenate along the first axis parts that were written into `out` already."""
         return out
 
+    def beside(self, count: int, like: Array) -> tuple[Array, Sequence[Array]]:
+        """Return room (n, count, ...) for arrays (n, ...) such as `like`, whole and in parts."""
+        whole = self.buffer((like.shape[0], count, *like.shape[1:]), like)
+        return whole, [whole[:, k, ...] for k in range(count)]
+
+    def stacked(self, parts: Sequence[Array], out: Array) -> Array:
+        """Return, as (n, count, ...), arrays that were written into the parts of `out` already."""
+        return out
+
     def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
         """Write rows `start` to `stop` along the first axis."""
         whole[start:stop, ...] = rows
@@ -283,6 +292,12 @@ class Functional:
 
     def joined(self, parts: Sequence[Array], out: Array = None) -> Array:
         return self.xp.concat(list(parts), axis=0)
+
+    def beside(self, count: int, like: Array) -> tuple[Array, Sequence[Array]]:
+        return None, [None] * count
+
+    def stacked(self, parts: Sequence[Array], out: Array = None) -> Array:
+        return self.xp.stack(list(parts), axis=1)
 
     def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
         # One chunk covers all steps here: `rows_a_chunk` is zero.

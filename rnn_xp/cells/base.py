@@ -226,3 +226,13 @@ def sigmoid_of_half(ops: Operations, half: Array) -> Array:
     half = ops.tanh(half, out=half)
     half = ops.multiply(half, 0.5, out=half)
     return ops.add(half, 0.5, out=half)
+
+
+def sigmoid_slope(ops: Operations, s: Array, out: Array) -> Array:
+    """Return σ'(a) = σ (1 - σ), from s = σ(a)."""
+    return ops.multiply(ops.subtract(1.0, s, out=out), s, out=out)
+
+
+def tanh_slope(ops: Operations, t: Array, out: Array) -> Array:
+    """Return tanh'(a) = 1 - tanh², from t = tanh(a)."""
+    return ops.subtract(1.0, ops.multiply(t, t, out=out), out=out)

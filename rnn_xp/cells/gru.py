@@ -35,6 +35,8 @@ from rnn_xp.cells.base import (
     rows,
     scaled_fold,
     sigmoid_of_half,
+    sigmoid_slope,
+    tanh_slope,
 )
 
 
@@ -81,13 +83,16 @@ class GRU(Cell):
         return ops.joined((rz, n), out=pre), (interpolate(ops, n[0, ...], z, h, out[0]),), (q,)
 
     def factors(self, ops: Operations, weights: Weights, chunk: Chunk) -> list[Array]:
-        xp = ops.xp
-        r, z, n = (chunk.gates[:, k, ...] for k in range(3))
-        da_n = (1.0 - z) * (1.0 - n * n)
-        da_r = da_n * chunk.extras[0] * r * (1.0 - r)
-        da_z = (chunk.before[0] - n) * z * (1.0 - z)
+        (r, z, n), (h,), (q,) = gates_of(chunk), chunk.before, chunk.extras
         # n r z q: the first three are the input's, the last three the recurrence's.
-        return [xp.stack((da_n, da_r, da_z, da_n * r), axis=1), z]
+        da, (da_n, da_r, da_z, dq) = ops.beside(4, n)
+        one_less_z = ops.subtract(1.0, z, out=da_z)
+        da_n = ops.multiply(tanh_slope(ops, n, out=da_n), one_less_z, out=da_n)
+        slope = ops.multiply(one_less_z, z, out=da_z)
+        da_z = ops.multiply(slope, ops.subtract(h, n, out=dq), out=da_z)
+        dq = ops.multiply(da_n, r, out=dq)
+        da_r = ops.multiply(ops.multiply(ops.subtract(1.0, r, out=da_r), q, out=da_r), dq, out=da_r)
+        return [ops.stacked((da_n, da_r, da_z, dq), out=da), z]
 
     def step_backward(
         self,
@@ -170,13 +175,14 @@ class ResetBeforeGRU(Cell):
         return ops.buffer(shape, like), ops.buffer(shape, like)
 
     def factors(self, ops: Operations, weights: Weights, chunk: Chunk) -> list[Array]:
-        xp = ops.xp
-        r, z, n = (chunk.gates[:, k, ...] for k in range(3))
-        h = chunk.before[0]
-        da = xp.stack(
-            (h * r * (1.0 - r), (h - n) * z * (1.0 - z), (1.0 - z) * (1.0 - n * n)), axis=1
-        )
-        return [da, r, z]
+        (r, z, n), (h,) = gates_of(chunk), chunk.before
+        da, (da_r, da_z, da_n) = ops.beside(3, n)
+        one_less_z = ops.subtract(1.0, z, out=da_z)
+        da_n = ops.multiply(tanh_slope(ops, n, out=da_n), one_less_z, out=da_n)
+        slope = ops.multiply(one_less_z, z, out=da_z)
+        da_z = ops.multiply(slope, ops.subtract(h, n, out=da_r), out=da_z)
+        da_r = ops.multiply(sigmoid_slope(ops, r, out=da_r), h, out=da_r)
+        return [ops.stacked((da_r, da_z, da_n), out=da), r, z]
 
     def step_backward(
         self,
@@ -209,6 +215,11 @@ class ResetBeforeGRU(Cell):
         if "bias_hh" in weights:
             gradients["bias_hh"] = xp.sum(da, axis=1)
         return gradients, da.T @ weights["weight_ih"]
+
+
+def gates_of(chunk: Chunk) -> Sequence[Array]:
+    """Return r, z and n of all steps of a chunk."""
+    return [chunk.gates[:, k, ...] for k in range(3)]
 
 
 def interpolate(ops: Operations, n: Array, z: Array, h: Array, out: Array) -> Array:

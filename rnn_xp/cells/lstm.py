@@ -26,7 +26,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rnn_xp.backend import Array, Namespace, Operations
-from rnn_xp.cells.base import Cell, Chunk, Folded, Weights, gate_column, scaled_fold
+from rnn_xp.cells.base import (
+    Cell,
+    Chunk,
+    Folded,
+    Weights,
+    gate_column,
+    scaled_fold,
+    sigmoid_slope,
+    tanh_slope,
+)
 
 
 class LSTM(Cell):
@@ -70,19 +79,15 @@ class LSTM(Cell):
         return gates, (h, c), extras
 
     def factors(self, ops: Operations, weights: Weights, chunk: Chunk) -> list[Array]:
-        xp = ops.xp
         i, f, g, o = (chunk.gates[:, k, ...] for k in range(4))
-        tanh_c = xp.tanh(chunk.after[1])
-        da = xp.stack(
-            (
-                g * i * (1.0 - i),
-                chunk.before[1] * f * (1.0 - f),
-                i * (1.0 - g * g),
-                tanh_c * o * (1.0 - o),
-            ),
-            axis=1,
-        )
-        return [da, o * (1.0 - tanh_c * tanh_c), f]
+        tanh_c = ops.xp.tanh(chunk.after[1])
+        da, (da_i, da_f, da_g, da_o) = ops.beside(4, i)
+        da_i = ops.multiply(sigmoid_slope(ops, i, out=da_i), g, out=da_i)
+        da_f = ops.multiply(sigmoid_slope(ops, f, out=da_f), chunk.before[1], out=da_f)
+        da_g = ops.multiply(tanh_slope(ops, g, out=da_g), i, out=da_g)
+        da_o = ops.multiply(sigmoid_slope(ops, o, out=da_o), tanh_c, out=da_o)
+        dc_dh = ops.multiply(tanh_slope(ops, tanh_c, out=tanh_c), o, out=tanh_c)
+        return [ops.stacked((da_i, da_f, da_g, da_o), out=da), dc_dh, f]
 
     def step_backward(
         self,
