@@ -17,12 +17,13 @@ write into a buffer where the library allows it and return a new array where it 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace as _compat_namespace
@@ -32,6 +33,9 @@ Array = Any
 """An array of any supported library."""
 Namespace = Any
 """The module that holds a library's array functions."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -103,6 +107,36 @@ def _kind(array: Array) -> str:
 def device_of(array: Array) -> Any:
     """Return the device that holds `array`, as its library spells it."""
     return "cpu" if type(array) is np.ndarray else _compat_device(array)
+
+
+def on_its_device(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function compute on the device of the first array, or dict of arrays, that it gets.
+
+    CuPy alone needs that: it computes on its current device. Other libraries look at the arrays.
+    """
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for value in (*args, *kwargs.values()):
+            array = next(iter(value.values()), None) if isinstance(value, Mapping) else value
+            if type(array) is np.ndarray:
+                break
+            scope = _scope_of(array) if hasattr(array, "dtype") else None
+            if scope is not None:
+                with scope:
+                    return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _scope_of(array: Array) -> contextlib.AbstractContextManager[Any] | None:
+    """Return the context in which CuPy computes on the device of `array`; None if it is none."""
+    try:
+        name = _compat_namespace(array).__name__
+    except TypeError:
+        return None
+    return device_of(array) if name.endswith("cupy") else contextlib.nullcontext()
 
 
 def is_traced(array: Any) -> bool:
@@ -471,7 +505,8 @@ def to_floats(arrays: Sequence[Array]) -> list[float]:
     if not arrays or isinstance(arrays[0], np.ndarray | np.generic | float):
         return [float(array) for array in arrays]
     xp = array_namespace(array=arrays[0])
-    return [float(value) for value in to_numpy(xp.stack(list(arrays)))]
+    with _scope_of(arrays[0]) or contextlib.nullcontext():
+        return [float(value) for value in to_numpy(xp.stack(list(arrays)))]
 
 
 def like_of(array: np.ndarray[Any, Any], like: Array) -> Array:
@@ -553,17 +588,25 @@ def _strict(device: str | None) -> Backend:
 
 def _cupy(device: str | None) -> Backend:
     cupy = _import("cupy", "CuPy", "cupy")
-    kind, _, index = (device or "cuda:0").partition(":")
+    kind, _, index = (device or "cuda").partition(":")
     if kind not in ("cuda", "gpu") or not (index or "0").isdigit():
         raise BackendError(
             f"CuPy has no device {device!r}: expected 'cuda' or 'cuda:0', 'cuda:1', …"
         )
-    problem = _cupy_problem(cupy, int(index or 0))
+    number = int(index) if index else _current(cupy)
+    problem = _cupy_problem(cupy, number)
     if problem:
         raise BackendError(problem)
     xp = _import("array_api_compat.cupy", "array-api-compat", "cupy")
-    number = int(index or 0)
     return Backend("cupy", xp, cupy.cuda.Device(number), f"cuda:{number}")
+
+
+def _current(cupy: Any) -> int:
+    """Return the number of CuPy's current device, 0 where there is none."""
+    try:
+        return int(cupy.cuda.Device().id)
+    except Exception:  # any: without a driver; `_cupy_problem` says it
+        return 0
 
 
 def _cupy_problem(cupy: Any, index: int) -> str | None:
@@ -644,7 +687,8 @@ def select(name: str = "auto", device: str | None = None) -> Backend:
         `numpy`, `cupy`, `torch`, `jax`, `strict`, or `auto`: what the environment variable
         `RNN_XP_BACKEND` names, else CuPy where a GPU really runs a kernel, else NumPy.
     device : str, optional
-        A device of that library: `cpu`, `cuda`, `cuda:1`, …; its default device when left out.
+        A device of that library: `cpu`, `cuda`, `cuda:1`, …; when left out, CuPy's current device,
+        and the other libraries' default device.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rnn_xp.backend import Array, array_namespace
+from rnn_xp.backend import Array, array_namespace, on_its_device
 from rnn_xp.layers import Embedding, Linear, Recurrent
 from rnn_xp.layers.checks import use_once
 from rnn_xp.models import Chain, Params, PreparedChain, State, recurrent_layer, token_chain
@@ -202,6 +202,7 @@ class Captioner:
         dimage, dimages = self.image.backward(image, cache.image, self._flat(dstate))
         return {_IMAGE + name: value for name, value in dimage.items()} | dtext, dimages
 
+    @on_its_device
     def _state(self, flat: Array) -> State:
         """Cut (B, S) into the parts of the recurrent layer's state, (L, B, size) each."""
         xp = array_namespace(flat=flat)
@@ -214,6 +215,7 @@ class Captioner:
             start = end
         return {name: parts[0] if len(parts) == 1 else tuple(parts)}
 
+    @on_its_device
     def _flat(self, state: State) -> Array:
         """Undo `_state`."""
         (value,) = state.values()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.backend import Array, Backend, array_namespace, to_numpy
+from rnn_xp.backend import Array, Backend, array_namespace, on_its_device, to_numpy
 from rnn_xp.captioner import END, Captioner, PreparedCaptioner
 from rnn_xp.layers.checks import check_count
 from rnn_xp.models import State
@@ -129,6 +129,7 @@ def _take(backend: Backend, state: State, rows: HostArray) -> State:
     """Return the state of these rows of the batch, in this order."""
     index = backend.asarray(rows)
 
+    @on_its_device
     def take(part: Array) -> Array:
         return array_namespace(part=part).take(part, index, axis=1)
 

@@ -24,10 +24,12 @@ from rnn_xp.backend import (
     device_of,
     dtype_name,
     is_floating,
+    on_its_device,
     operations,
 )
 
 
+@on_its_device
 def softmax_cross_entropy(
     logits: Array, targets: Array, *, mask: Array = None, reduction: str = "mean"
 ) -> tuple[Array, Array]:
@@ -95,6 +97,7 @@ def softmax_cross_entropy(
     return _like(xp, loss, logits), _like(xp, xp.reshape(p, shape), logits)
 
 
+@on_its_device
 def binary_cross_entropy(
     logits: Array, targets: Array, *, mask: Array = None, reduction: str = "mean"
 ) -> tuple[Array, Array]:
@@ -127,6 +130,7 @@ def binary_cross_entropy(
     return _like(xp, xp.sum(loss * weights), logits), _like(xp, gradient, logits)
 
 
+@on_its_device
 def squared_error(
     predictions: Array, targets: Array, *, mask: Array = None, reduction: str = "sum"
 ) -> tuple[Array, Array]:
@@ -157,6 +161,7 @@ def squared_error(
     return _like(xp, loss, predictions), _like(xp, gradient, predictions)
 
 
+@on_its_device
 def sigmoid_squared_error(
     logits: Array, targets: Array, *, mask: Array = None, reduction: str = "sum"
 ) -> tuple[Array, Array]:
@@ -188,6 +193,7 @@ def sigmoid_squared_error(
     return _like(xp, loss, logits), _like(xp, weighted * o * (1.0 - o), logits)
 
 
+@on_its_device
 def quantile_loss(
     predictions: Array,
     targets: Array,
@@ -246,6 +252,7 @@ def quantile_loss(
     return _like(xp, loss, predictions), _like(xp, gradient, predictions)
 
 
+@on_its_device
 def sigmoid(a: Array) -> Array:
     """Return σ(a) = (1 + tanh(a / 2)) / 2, which cannot overflow."""
     xp = array_namespace(a=a)

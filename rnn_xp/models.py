@@ -24,7 +24,7 @@ from rnn_xp.layers import (
     Recurrent,
     lookup,
 )
-from rnn_xp.layers.checks import use_once
+from rnn_xp.layers.checks import on_host, use_once
 from rnn_xp.random import Seed, spawn
 
 Params = dict[str, Array]
@@ -147,6 +147,7 @@ class Chain:
         -------
         y, state
         """
+        lengths = on_host(lengths)
         parts = params.layers if isinstance(params, PreparedChain) else self._parts(params)
         states: State = {}
         for name, layer in self.layers:
@@ -170,6 +171,7 @@ class Chain:
         dropout_seed: Seed | None = None,
     ) -> tuple[Array, State, Cache]:
         """Run the layers for training; see `Recurrent.forward`."""
+        lengths = on_host(lengths)
         parts = self._parts(params)
         states: State = {}
         caches: list[Any] = []

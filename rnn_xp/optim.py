@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from rnn_xp import accelerate
-from rnn_xp.backend import Array, Namespace, array_namespace, operations
+from rnn_xp.backend import (
+    Array,
+    Namespace,
+    array_namespace,
+    device_of,
+    dtype_name,
+    on_its_device,
+    operations,
+)
+from rnn_xp.layers.checks import check_given
 
 Params = dict[str, Array]
 State = dict[str, Any]
@@ -23,6 +32,7 @@ Schedule = Callable[[int], float]
 Rate = float | Schedule
 
 
+@on_its_device
 def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Params, Array]:
     """Scale all gradients so that their norm together is at most `max_norm`.
 
@@ -41,12 +51,21 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
 
     Raises
     ------
+    TypeError
+        If the gradients are not all of one library, dtype and device.
     ValueError
         If `max_norm` is not above 0.
     """
     if not max_norm > 0.0:
         raise ValueError(f"max_norm must be > 0, got {max_norm}")
     xp = array_namespace(**grads)
+    first, like = next(iter(grads.items()))
+    for name, g in grads.items():
+        if g.dtype != like.dtype or device_of(g) != device_of(like):
+            raise TypeError(
+                f"the gradient of {name} is {dtype_name(g.dtype)} on {device_of(g)}, that of "
+                f"{first} {dtype_name(like.dtype)} on {device_of(like)}: expected the same"
+            )
     norm = _global_norm(xp, list(grads.values()))
     if xp is np and norm + 1e-6 <= max_norm:
         return dict(grads), norm
@@ -154,6 +173,7 @@ class _Optimizer:
         """Return one parameter and its slots after update number `step`, 1 for the first."""
         raise NotImplementedError
 
+    @on_its_device
     def init(self, params: Mapping[str, Array]) -> State:
         """Return the state before the first update."""
         xp = array_namespace(**params)
@@ -162,6 +182,7 @@ class _Optimizer:
             state[slot] = {name: xp.zeros_like(value) for name, value in params.items()}
         return state
 
+    @on_its_device
     def update(
         self, grads: Mapping[str, Array], state: State, params: Mapping[str, Array]
     ) -> tuple[Params, State]:
@@ -170,19 +191,16 @@ class _Optimizer:
         Raises
         ------
         TypeError
-            If the arrays are not all of one library.
+            If a gradient, or an array of the state, is not of its parameter's library and dtype.
         ValueError
-            If `grads` and `params` differ in their names or shapes.
+            If it is not of its shape and device, or `grads` and `params` differ in their names.
         """
         _same_names("grads", grads, params)
-        for name, value in params.items():
-            if grads[name].shape != value.shape:
-                raise ValueError(
-                    f"the gradient of {name} must have shape {tuple(value.shape)}, "
-                    f"got {tuple(grads[name].shape)}"
-                )
         xp = array_namespace(**params)
-        array_namespace(params=next(iter(params.values())), grads=next(iter(grads.values())))
+        kinds = {"gradient": grads} | {f"state's {slot}": state[slot] for slot in self._slots()}
+        for kind, arrays in kinds.items():
+            for name, value in params.items():
+                check_given(f"the {kind} of {name}", arrays[name], value.shape, value)
         number = state["step"]
         given = self.learning_rate
         rate = float(given(number)) if callable(given) else given
@@ -342,6 +360,7 @@ class Average:
         """Return the state before the first update: `step`, 0, and `mean`, the parameters."""
         return {"step": 0, "mean": dict(params)}
 
+    @on_its_device
     def update(self, state: State, params: Mapping[str, Array]) -> State:
         """Return the state with the parameters after one more update; changes no argument.
 

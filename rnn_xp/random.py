@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rnn_xp.backend import Array, like_of
+from rnn_xp.backend import Array, array_namespace, device_of, like_of, on_its_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,7 @@ def spawn(seed: Seed, *path: int) -> tuple[int, ...]:
     return (*(seed if isinstance(seed, Sequence) else (seed,)), *path)
 
 
+@on_its_device
 def dropout_mask(seed: Seed, rate: float, like: Array) -> Array:
     """Return zeros with probability `rate` and 1 / (1 - rate) elsewhere, shaped as `like`."""
     import numpy as np
@@ -49,6 +50,11 @@ def dropout_mask(seed: Seed, rate: float, like: Array) -> Array:
     raw = generator(seed).bit_generator.random_raw((size + 1) // 2)
     bits = raw.astype("<u8", copy=False).view("<u4")[:size].reshape(like.shape)
     limit = math.ceil(float(np.float32(rate)) * 2**24) << 8
-    mask = like_of(bits >= limit, like)
+    kept = bits >= limit
+    if isinstance(like, np.ndarray):
+        mask: Array = kept.astype(like.dtype)
+    else:  # one byte an element is moved
+        xp = array_namespace(like=like)
+        mask = xp.astype(xp.asarray(kept, device=device_of(like)), like.dtype)
     mask *= 1.0 / (1.0 - rate)
     return mask

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rnn_xp import losses, optim
-from rnn_xp.backend import Array, Backend, array_namespace, device_of, to_floats
+from rnn_xp.backend import Array, Backend, array_namespace, device_of, on_its_device, to_floats
 from rnn_xp.models import Chain, Params, State
 from rnn_xp.random import spawn
 from rnn_xp.text import Codes, TextError
@@ -309,6 +309,7 @@ def evaluate(
 def _forget_first(state: State | None) -> State:
     """Return a state whose first sequence starts anew, with zeros."""
 
+    @on_its_device
     def zeroed(part: Array) -> Array:
         xp, device = array_namespace(state=part), device_of(part)
         first = xp.arange(part.shape[1], device=device)[None, :, None] == 0

@@ -155,8 +155,10 @@ class OutOfMemoryError(MemoryError):
 class Device:
     """`cupy.cuda.Device`."""
 
-    def __init__(self, index: int = 0) -> None:
-        self.id = index
+    current = 0
+
+    def __init__(self, index: int | None = None) -> None:
+        self.id = self.current if index is None else index
         self.synchronized = 0
 
     def __enter__(self) -> Device:
@@ -271,6 +273,8 @@ def test_cupy_where_a_kernel_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select("auto").name == "cupy"
     assert select("auto", "cpu").name == "numpy"
     assert select("cupy", "cuda:1").device_name == "cuda:1"
+    monkeypatch.setattr(Device, "current", 1)
+    assert [select("cupy", name).device_name for name in (None, "cuda")] == ["cuda:1", "cuda:1"]
     with pytest.raises(BackendError, match=r"no device cuda:2: this machine has 2 GPU\(s\)"):
         select("cupy", "cuda:2")
     for device in ("cpu", "cuda:x", "cuda:-1"):

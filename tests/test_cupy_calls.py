@@ -24,6 +24,7 @@ from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, BackendError, operations, select
 from rnn_xp.cli import main
 from rnn_xp.models import Chain, token_chain
+from rnn_xp.random import dropout_mask
 from rnn_xp.training import Report, Settings, Trainer
 
 NUMPY = select("numpy")
@@ -271,7 +272,7 @@ def test_training_reads_nothing_within_a_pass(xp: Any, monkeypatch: pytest.Monke
     drawn = init(model)
     expected = list[Report]()
     host, _ = trained(NUMPY, expected, lambda: 0)
-    to, found = backend(), list[Report]()
+    to, found = backend(1), list[Report]()  # not the current one
     drawn = moved(drawn, to, "float64")
     progress, reads = trained(to, found, lambda: len(xp.reads))
     steps = len(reads) // 2
@@ -322,9 +323,29 @@ def test_everything_is_on_the_device_of_the_arrays(layer: str, xp: Any) -> None:
     model = token_chain(11, LAYERS[layer], 11)
     params = model.init(3, dtype="float64")
     to = backend(1)
-    with to.device:  # as a user would
-        found = step(model, moved(params, to, "float64"), to, optim.Adam(), ragged=True)
+    found = step(model, moved(params, to, "float64"), to, optim.Adam(), ragged=True)
     assert {a.device for a in found} == {to.device}
+    assert xp.current == 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_other_calls_stay_on_the_device_of_the_arrays(call: str, xp: Any) -> None:
+    to = backend(1)
+    found = CALLS[call](to.asarray)
+    assert {a.device for a in found} == {to.device}
+    assert xp.current == 0
+
+
+def test_every_optimizer_stays_on_the_device_of_the_arrays(xp: Any) -> None:
+    to = backend(1)
+    params = {"w": to.asarray(np.ones((2, 3)))}
+    for rule in (*OPTIMIZERS.values(), optim.Adam()):
+        state = rule.init(params)
+        new, state = rule.update(params, state, params)
+        arrays = [*new.values(), *(a for slot in rule._slots() for a in state[slot].values())]
+        assert {a.device for a in arrays} == {to.device}
+    mean = optim.Average().update(optim.Average().init(params), params)
+    assert mean["mean"]["w"].device == to.device
     assert xp.current == 0
 
 
@@ -342,6 +363,90 @@ def test_the_kernels_run_on_the_device_of_their_arrays(layer: Any, xp: Any) -> N
     chosen.run_backward(loops, weights, kept, y, zeros)
     assert {a.device for a in (x, y)} == {to.device}
     assert xp.current == 0
+
+
+@pytest.mark.parametrize("xp", ["persistent"], indirect=True)
+@pytest.mark.parametrize("part", ["compiled", "launched"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_kernel_that_cannot_run_is_left(
+    levels: int, part: str, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels of a step take its place, and a warning says so once."""
+    layer, to = GRU(6, 8, levels), backend()
+    params = moved(layer.init(0), to, "float32")
+    x = to.asarray(np.ones((4, 2, 6), dtype=np.float32))
+    expected, _ = layer(params, x)
+    assert xp.launches["gru_all_forward"]
+    tried: list[str] = []
+
+    def compiled(name: str, options: tuple[str, ...]) -> Any:
+        def kernel(*_: Any, **__: Any) -> None:
+            raise RuntimeError("COOPERATIVE_LAUNCH_TOO_LARGE\nand more")
+
+        tried.append(name)
+        return kernel if part == "launched" else kernel()
+
+    monkeypatch.setattr(persistent, "compiled", compiled)
+    engine.choose.cache_clear()
+    line = r"hidden_size=8 cannot run here.*: RuntimeError: COOPERATIVE_LAUNCH_TOO_LARGE$"
+    with pytest.warns(trial.TrialWarning, match=line):
+        y, _, cache = layer.forward(params, x)
+    np.testing.assert_allclose(y._host, expected._host, rtol=1e-5, atol=1e-6)
+    once = len(tried)
+    layer.backward(params, cache, y)
+    layer(params, x)
+    assert len(tried) == once
+    chosen = engine.choose()
+    assert isinstance(chosen, engine.Cuda)
+    reason = chosen.why_not(layer.cell, x.dtype, 2, operations(xp))
+    assert reason == "it could not run: RuntimeError: COOPERATIVE_LAUNCH_TOO_LARGE"
+
+
+@pytest.mark.parametrize("xp", ["persistent"], indirect=True)
+def test_a_backward_kernel_that_cannot_run_is_known_before(
+    xp: Any, persistent_kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, to = LSTM(6, 8), backend()
+    params = moved(layer.init(0), to, "float32")
+    x = to.asarray(np.ones((4, 2, 6), dtype=np.float32))
+
+    def compiled(name: str, options: tuple[str, ...]) -> Any:
+        if name.endswith("backward"):
+            raise RuntimeError("too many registers")
+        return persistent_kernels(name, options)
+
+    monkeypatch.setattr(persistent, "compiled", compiled)
+    engine.choose.cache_clear()
+    with pytest.warns(trial.TrialWarning, match="too many registers"):
+        y, _, cache = layer.forward(params, x)
+    layer.backward(params, cache, y)
+    assert xp.launches["lstm_all_forward"] == 0
+
+
+def test_masks_are_moved_as_booleans(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    to, sizes = backend(1), list[int]()
+    like = to.asarray(np.ones((5, 3)), "float32")
+    given = standin.Function.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.extend(a.nbytes for a in args if isinstance(a, np.ndarray))
+        return given(self, *args, **kwargs)
+
+    monkeypatch.setattr(standin.Function, "__call__", call)
+    mask = dropout_mask(7, 0.3, like)
+    assert sizes == [15]
+    np.testing.assert_array_equal(mask._host, dropout_mask(7, 0.3, np.ones((5, 3), np.float32)))
+    assert (mask.dtype, mask.device) == (np.float32, to.device)
+
+
+def test_lengths_are_read_once(xp: Any) -> None:
+    model, to = Chain((("rnn", RNN(6, 8)), ("gru", GRU(8, 8)), ("pool", Pool("mean")))), backend()
+    params = moved(model.init(0), to, "float32")
+    x, lengths = to.asarray(np.ones((5, 3, 6)), "float32"), to.asarray(np.asarray([5, 2, 4]))
+    for call in (model, model.forward):
+        xp.reads.clear()
+        call(params, x, lengths=lengths)
+        assert xp.reads == ["get"]
 
 
 PLANTED: dict[str, Callable[[Any, Any], Any]] = {

@@ -222,3 +222,22 @@ def test_wrong_gradients() -> None:
         opt.update({"a": params["a"]}, state, params)
     with pytest.raises(ValueError, match=r"gradient of a must have shape \(3, 4\), got \(5,\)"):
         opt.update({"a": params["b"], "b": params["b"]}, state, params)
+
+
+def test_gradients_and_states_of_another_dtype_are_refused() -> None:
+    """Else the parameters would silently change theirs."""
+    params, opt = numbers(0), optim.Adam()
+    single = {name: a.astype(np.float32) for name, a in params.items()}
+    mixed = {**params, "b": single["b"]}
+    state = opt.init(params)
+    for rule in (opt, optim.SGD(0.1)):
+        line = "the gradient of b has dtype float32, the parameters have float64"
+        with pytest.raises(TypeError, match=line):
+            rule.update(mixed, rule.init(params), params)
+    with pytest.raises(TypeError, match="the state's m of a has dtype float32, the parameters"):
+        opt.update(params, opt.init(single), params)
+    with pytest.raises(TypeError, match="the gradient of a must be an array, got builtins list"):
+        opt.update({**params, "a": params["a"].tolist()}, state, params)
+    line = "the gradient of b is float32 on cpu, that of a float64 on cpu: expected the same"
+    with pytest.raises(TypeError, match=line):
+        optim.clip_by_global_norm(mixed, 1.0)

@@ -233,6 +233,6 @@ def sigmoid_slope(ops: Operations, s: Array, out: Array) -> Array:
     return ops.multiply(ops.subtract(1.0, s, out=out), s, out=out)
 
 
-def tanh_slope(ops: Operations, t: Array, out: Array) -> Array:
-    """Return tanh'(a) = 1 - tanh², from t = tanh(a)."""
-    return ops.subtract(1.0, ops.multiply(t, t, out=out), out=out)
+def tanh_slope(ops: Operations, h: Array, out: Array) -> Array:
+    """Return tanh'(a) = 1 - tanh², from h = tanh(a)."""
+    return ops.subtract(1.0, ops.multiply(h, h, out=out), out=out)

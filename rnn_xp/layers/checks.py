@@ -121,6 +121,11 @@ def check_same_kind(name: str, array: Array, like: Array) -> None:
         raise ValueError(f"{name} is on the device {device}, the parameters on {expected}")
 
 
+def on_host(lengths: Sequence[int] | Array | None) -> Sequence[int] | Array | None:
+    """Return lengths on the host, unless JAX traces them: a GPU is waited for once, not often."""
+    return lengths if lengths is None or is_traced(lengths) else to_numpy(lengths)
+
+
 def check_lengths(lengths: Sequence[int] | Array | None, steps: int, batch: int) -> Array:
     """Raise unless `lengths` are `batch` integers in 1..`steps`; return them on the host.
 

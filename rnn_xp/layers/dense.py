@@ -16,6 +16,7 @@ from rnn_xp.backend import (
     device_of,
     dtype_name,
     is_floating,
+    on_its_device,
     operations,
     select,
 )
@@ -87,6 +88,7 @@ class Linear:
         """Return y (..., output) for x (..., input)."""
         return self.forward(params, x)[0]
 
+    @on_its_device
     def forward(self, params: Params, x: Array) -> tuple[Array, Cache]:
         """Return y and what `backward` needs; it refers to x: do not change x before."""
         xp = array_namespace(params=params.get("weight"), x=x)
@@ -100,6 +102,7 @@ class Linear:
         shape = tuple(x.shape)
         return xp.reshape(y, (*shape[:-1], self.output_size)), Cache(self, rows, shape, weight)
 
+    @on_its_device
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, Array]:
         """Return dparams and dx: the gradients of sum(y * dy)."""
         xp = check_params(self, params)
@@ -155,6 +158,7 @@ class Embedding:
         """Return the vectors (..., size) of the integers x (...)."""
         return self.forward(params, x)[0]
 
+    @on_its_device
     def forward(self, params: Params, x: Array) -> tuple[Array, Cache]:
         """Return the vectors and what `backward` needs.
 
@@ -189,6 +193,7 @@ class Embedding:
             )
         return xp
 
+    @on_its_device
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, None]:
         """Return dparams, and None for the integers."""
         xp = check_params(self, params)
@@ -234,6 +239,7 @@ class Dropout:
         """Return x."""
         return x
 
+    @on_its_device
     def forward(
         self, params: Params, x: Array, *, dropout_seed: Seed | None = None
     ) -> tuple[Array, Cache]:
@@ -247,6 +253,7 @@ class Dropout:
         mask = dropout_mask(dropout_seed, self.rate, x)
         return x * mask, Cache(self, mask, shape, x)
 
+    @on_its_device
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, Array]:
         """Return no dparams, and dx."""
         use_once(self, cache)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnn_xp.backend import Array, array_namespace, device_of, like_of
+from rnn_xp.backend import Array, array_namespace, device_of, like_of, on_its_device
 from rnn_xp.layers.checks import (
     check_flag,
     check_given,
@@ -80,6 +80,7 @@ class Pool:
         """Return the pooled vectors (B, F) of x (T, B, F)."""
         return self.forward(params, x, lengths=lengths)[0]
 
+    @on_its_device
     def forward(
         self, params: Params, x: Array, *, lengths: Sequence[int] | Array | None = None
     ) -> tuple[Array, Cache]:
@@ -109,6 +110,7 @@ class Pool:
         kept = xp.where(weights != 0, x, xp.zeros((), dtype=x.dtype, device=device_of(x)))
         return xp.sum(kept * weights, axis=0), Cache(self, weights, tuple(x.shape), x[:1, :1, :1])
 
+    @on_its_device
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, Array]:
         """Return no gradients of parameters, and dx (T, B, F): the gradient of sum(y * dy)."""
         use_once(self, cache)

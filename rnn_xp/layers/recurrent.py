@@ -22,10 +22,9 @@ from rnn_xp.backend import (
     Namespace,
     Operations,
     array_namespace,
-    like_of,
+    on_its_device,
     operations,
     select,
-    to_numpy,
 )
 from rnn_xp.cells import make_cell
 from rnn_xp.cells.base import Cell
@@ -188,9 +187,9 @@ class Recurrent:
         dict of arrays
         """
         chosen = select(backend, device)
-        drawn = init_.recurrent(generator(seed), self.shapes, self.hidden_size, scheme)
-        return {name: chosen.asarray(value, dtype) for name, value in drawn.items()}
+        return {name: chosen.asarray(a, dtype) for name, a in self._drawn(seed, scheme).items()}
 
+    @on_its_device
     def prepare(self, params: Params) -> Prepared:
         """Fold the parameters for inference.
 
@@ -199,7 +198,7 @@ class Recurrent:
         """
         xp = check_params(self, params)
         copies = {name: xp.asarray(a, copy=True) for name, a in params.items()}
-        made = self._fold(xp, self._weights(copies))
+        made = self._fold(xp, copies)
         return made._replace(at_once=at_once(made.engine, self.cell, made.levels, made.like))
 
     def __call__(
@@ -237,7 +236,7 @@ class Recurrent:
                 whole = self._at_once(params, x, state, keep=False)
                 if whole is not None:
                     return whole[0], whole[1]
-            params = self._fold(check_params(self, params), self._weights(params))
+            params = self._fold(check_params(self, params), params)
         elif params.layer is not self and params.layer != self:
             raise ValueError(f"params were prepared by {params.layer}, not by {self}")
         elif params.at_once is not None and lengths is None:
@@ -278,7 +277,7 @@ class Recurrent:
             if done is not None:
                 return done
         xp = check_params(self, params)
-        prepared = self._fold(xp, self._weights(params))
+        prepared = self._fold(xp, params)
         cache = Cache(self, self._arrays(params), prepared.engine, prepared.like)
         y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
         return y, state, cache
@@ -319,6 +318,18 @@ class Recurrent:
             if done is not None:
                 gradient, dx, dstate = done
                 return dict(zip(self.shapes, gradient, strict=True)), dx, dstate
+        return self._run_backward(params, cache, dy, dstate)
+
+    # Inside
+
+    def _drawn(self, seed: Seed, scheme: str) -> dict[str, np.ndarray[Any, Any]]:
+        return init_.recurrent(generator(seed), self.shapes, self.hidden_size, scheme)
+
+    @on_its_device
+    def _run_backward(
+        self, params: Params, cache: Cache, dy: Array, dstate: State
+    ) -> tuple[Params, Array, State]:
+        """Run all levels backward; see `backward`."""
         weights = self._weights(params)
         ops, masks = cache.loops[0].ops, cache.masks
         batched = len(cache.shape) == 3
@@ -352,8 +363,6 @@ class Recurrent:
         dx = dy if batched else dy[:, 0, :]
         return dparams, dx, self._state_out(ops.xp, dstates, batched)
 
-    # Inside
-
     def _engine(self, like: Array) -> Engine:
         return engine(self.cell, like)
 
@@ -386,7 +395,9 @@ class Recurrent:
         cache = Cache(self, arrays, chosen, arrays[0], y.shape, self._numpy_loops, [kept], True)
         return y, state, cache
 
-    def _fold(self, xp: Namespace, weights: list[list[dict[str, Array]]]) -> Prepared:
+    @on_its_device
+    def _fold(self, xp: Namespace, params: Params) -> Prepared:
+        weights = self._weights(params)
         like = weights[0][0]["weight_ih"]
         chosen = self._engine(like)
         levels = [chosen.fold(self.cell, xp, own) for own in weights]
@@ -405,6 +416,7 @@ class Recurrent:
             weights.append(own)
         return weights
 
+    @on_its_device
     def _run(
         self,
         prepared: Prepared,
@@ -624,18 +636,14 @@ class LSTM(Recurrent):
             The forget gate's bias, for `bias_ih` and `bias_hh` together; 1 lets a new network
             remember (Jozefowicz et al., ICML 2015). None leaves what `scheme` draws.
         """
-        params = super().init(seed, backend=backend, device=device, dtype=dtype, scheme=scheme)
-        if forget_bias is None:
-            return params
-        if not self.bias:
+        if forget_bias is not None and not self.bias:
             raise ValueError("forget_bias needs bias=True")
-        hidden = self.hidden_size
-        for name, value in params.items():
-            if name.startswith("bias"):
-                host = np.array(to_numpy(value))
-                host[hidden : 2 * hidden] = forget_bias if name.startswith("bias_ih") else 0.0
-                params[name] = like_of(host, value)
-        return params
+        chosen = select(backend, device)
+        drawn, hidden = self._drawn(seed, scheme), self.hidden_size
+        for name, value in drawn.items():
+            if forget_bias is not None and name.startswith("bias"):
+                value[hidden : 2 * hidden] = forget_bias if name.startswith("bias_ih") else 0.0
+        return {name: chosen.asarray(a, dtype) for name, a in drawn.items()}
 
 
 @dataclass(frozen=True)

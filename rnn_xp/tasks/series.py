@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rnn_xp import losses
-from rnn_xp.backend import Array, Backend, array_namespace
+from rnn_xp.backend import Array, Backend, array_namespace, on_its_device
 from rnn_xp.fitting import Params
 from rnn_xp.models import Chain
 from rnn_xp.sequences import Sequences
@@ -222,6 +222,7 @@ class Forecaster:
         distance = self.actual(series, origins) - self.base(series, origins)
         return (distance - self.target_mean) / self.target_scale
 
+    @on_its_device
     def loss(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
         """Return the mean quantile loss, and its gradient with respect to the outputs.
 

@@ -1,7 +1,8 @@
 """CuPy: the engine that chooses, for each run, by the cell, its sizes and its dtype.
 
     persistent   all steps in one kernel, where that fits the device and pays: `persistent`;
-                 tried on each device before the first run of a cell: `trial`
+                 tried on each device before the first run of a cell: `trial`; not any more for
+                 a size whose kernel could not be compiled or launched
     fused        a product and a kernel a step, where there is a kernel: `fused`
     core         what is left, peepholes and projections among it: `recurrence`
 
@@ -17,6 +18,7 @@ CuPy computes on its current device; a run enters that of its arrays first.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -27,7 +29,7 @@ from typing import Any, NamedTuple
 from rnn_xp.accelerate import CORE, Deep, Engine, OneByOne, Places, one_by_one
 from rnn_xp.accelerate.cuda import fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.accelerate.cuda.persistent import Persistent
+from rnn_xp.accelerate.cuda.persistent import KernelError, Persistent
 from rnn_xp.accelerate.cuda.wave import Wave
 from rnn_xp.backend import Array, Namespace, Operations, device_of
 from rnn_xp.cells.base import Cell, Weights
@@ -132,6 +134,7 @@ class Cuda(Deep):
     ) -> None:
         self._fused, self._persistent, self._streams = fused, persistent, streams
         self._tried: dict[tuple[Any, ...], bool] = {}
+        self._failed: dict[tuple[Any, ...], str] = {}
 
     def able(
         self,
@@ -148,6 +151,8 @@ class Cuda(Deep):
             found.append(OneByOne(self._fused))
         whole, (steps, batch) = self._persistent, shape
         if whole is None or not whole.takes(cell, dtype):
+            return found
+        if (whole.limits(), cell, dtype) in self._failed:
             return found
         one, without = whole.costs(cell, dtype, batch)
         if one < without and self._trusts(whole, cell, dtype, ops):
@@ -176,6 +181,9 @@ class Cuda(Deep):
             )
         if one >= without:
             return f"it does not pay: {one:.1f} µs a step on paper, {without:.1f} without"
+        failed = self._failed.get((whole.limits(), cell, dtype))
+        if failed:
+            return f"it could not run: {failed}"
         return "" if self._trusts(whole, cell, dtype, ops) else "it went wrong when tried"
 
     def _trusts(self, whole: Persistent, cell: Cell, dtype: Any, ops: Operations) -> bool:
@@ -212,7 +220,11 @@ class Cuda(Deep):
         with device_of(x):
             engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops))[-1]
             folded = _folded(engine, cell, ops, w)
-            y, last, kept = engine.run(loops, folded, x, state, keep=keep)
+            try:
+                y, last, kept = engine.run(loops, folded, x, state, keep=keep)
+            except KernelError as error:
+                self._leave(cell, x.dtype, error)
+                return self.run(loops, w, x, state, keep=keep)
         return y, last, Kept(engine, kept) if keep else None
 
     def run_backward(
@@ -225,7 +237,11 @@ class Cuda(Deep):
     ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
         """Run every direction backward through time; see `Engine`."""
         with device_of(dy):
-            return kept.engine.run_backward(loops, weights, kept.kept, dy, dstate)
+            try:
+                return kept.engine.run_backward(loops, weights, kept.kept, dy, dstate)
+            except KernelError as error:
+                self._leave(loops[0].cell, dy.dtype, error)
+                raise
 
     def run_levels(
         self,
@@ -243,7 +259,11 @@ class Cuda(Deep):
             if not isinstance(engine, Wave):
                 return None
             folded = [_folded(engine, cell, ops, w) for w in levels]
-            y, last, kept = engine.run_levels(loops, folded, x, states, keep=keep)
+            try:
+                y, last, kept = engine.run_levels(loops, folded, x, states, keep=keep)
+            except KernelError as error:
+                self._leave(cell, x.dtype, error)
+                return None
         return y, last, Kept(engine, kept) if keep else None
 
     def run_levels_backward(
@@ -257,7 +277,22 @@ class Cuda(Deep):
         """Run every level backward through time; see `Deep`."""
         assert isinstance(kept.engine, Wave)
         with device_of(dy):
-            return kept.engine.run_levels_backward(loops, weights, kept.kept, dy, dstates)
+            try:
+                return kept.engine.run_levels_backward(loops, weights, kept.kept, dy, dstates)
+            except KernelError as error:
+                self._leave(loops[0].cell, dy.dtype, error)
+                raise
+
+    def _leave(self, cell: Cell, dtype: Any, error: KernelError) -> None:
+        """Use the kernel of all steps no more for a cell of this size; warn."""
+        assert self._persistent is not None
+        self._failed[self._persistent.limits(), cell, dtype] = str(error)
+        warnings.warn(
+            f"the {dtype} CUDA kernel of all steps of {type(cell).__name__} with "
+            f"hidden_size={cell.hidden_size} cannot run here, and is not used any more: {error}",
+            trial.TrialWarning,
+            stacklevel=2,
+        )
 
 
 def _folded(engine: Engine, cell: Cell, ops: Operations, w: Arranged) -> Any:

@@ -10,7 +10,8 @@ compiled when a size first runs, for what `plan` finds. The kernels of a run are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import inf
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rnn_xp.accelerate.cuda.plan import (
     THREADS,
     Layout,
     Limits,
+    Plan,
     Work,
     cost,
     cost_without,
@@ -60,6 +62,10 @@ NAMES = tuple(f"{kind.name}_all_{part}" for kind in _KINDS.values() for part in 
 
 Compiled = Callable[[str, tuple[str, ...]], Kernel]
 """From a kernel's name and `options` to the kernel."""
+
+
+class KernelError(RuntimeError):
+    """A kernel of all steps could not be compiled or launched: one line."""
 
 
 class Persistent(Fused):
@@ -144,6 +150,8 @@ class Persistent(Fused):
         last = [ops.buffer(tuple(y.shape[1:]), y) for _ in state]
         given = (w["weight_hh"], fused.valid(loop.ragged), w.get("bias_ih"), w.get("bias_hh"))
         arrays = (*given, *_first(ops, state), *kept[1:], y, *fused.pair(last))
+        if keep:  # if the other one cannot be compiled, it is better known now
+            self._kernel(loop, 1, y)
         self._launch(loop, 0, y, (int(reverse), int(keep)), arrays)
         return last
 
@@ -171,14 +179,31 @@ class Persistent(Fused):
         how: tuple[int, ...],
         arrays: Sequence[Array | None],
     ) -> None:
-        kind, (steps, batch, hidden) = _KINDS[type(loop.cell)], like.shape
+        steps, batch, _ = like.shape
+        kernel, plan = self._kernel(loop, part, like)
+        arguments = (batch, steps, plan.share, plan.tile, *how, *fused.pointers(*arrays))
+        with _failing():
+            kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
+
+    def _kernel(self, loop: Loop, part: int, like: Array) -> tuple[Kernel, Plan]:
+        """Return the compiled kernel of a run, and its plan."""
+        kind, (_, batch, hidden) = _KINDS[type(loop.cell)], like.shape
         found = plans(_work(loop.cell, like.dtype), hidden, batch, self.limits())
         assert found is not None, "chosen although it does not fit"
         plan, name = found[part], f"{kind.name}_all_{PARTS[part]}"
-        dtype = fused.NAMES[like.dtype.char]
-        kernel = self._compiled(name, options(dtype, hidden, plan.units, plan.layouts))
-        arguments = (batch, steps, plan.share, plan.tile, *how, *fused.pointers(*arrays))
-        kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
+        given = options(fused.NAMES[like.dtype.char], hidden, plan.units, plan.layouts)
+        with _failing():
+            return self._compiled(name, given), plan
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Turn any error, the compiler's or the driver's, into a `KernelError`."""
+    try:
+        yield
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        raise KernelError(f"{type(error).__name__}: {line}") from error
 
 
 def _empty(ops: Operations, shape: tuple[int, ...], like: Array) -> Array:
