@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -467,7 +468,9 @@ def test_no_kernels(error: ImportError, reason: str, monkeypatch: pytest.MonkeyP
     [
         ({"RNN_XP_NUM_THREADS": "5", "OMP_NUM_THREADS": "2"}, 5),
         ({"OMP_NUM_THREADS": "2"}, 2),
-        ({"RNN_XP_NUM_THREADS": "0", "OMP_NUM_THREADS": "many"}, None),
+        ({"OMP_NUM_THREADS": "3,2"}, 3),
+        ({"OMP_NUM_THREADS": "many"}, None),
+        ({"RNN_XP_NUM_THREADS": "9" * 30}, 64),
     ],
 )
 def test_number_of_threads(
@@ -481,6 +484,20 @@ def test_number_of_threads(
     assert isinstance(chosen, native.Native)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert chosen.threads == (threads or cores)
+
+
+@pytest.mark.usefixtures("fresh_choice")
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "4,2"])
+def test_a_wrong_number_of_threads(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_XP_NUM_THREADS", value)
+    line = f"RNN_XP_NUM_THREADS must be an integer >= 1, got {value!r}"
+    with pytest.raises(ValueError, match=re.escape(line)):
+        native.choose()
+
+
+def test_the_most_threads_are_those_of_the_pool() -> None:
+    header = Path(native.__file__).parent / "kernels" / "pool.h"
+    assert f"MOST_THREADS = {native.MOST_THREADS};" in header.read_text(encoding="utf-8")
 
 
 def test_the_kernels_check_sizes() -> None:

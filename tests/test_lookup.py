@@ -132,6 +132,20 @@ def test_the_integers_may_be_of_any_kind() -> None:
 
 
 @kernels
+def test_the_integers_are_copied() -> None:
+    """They are checked once and read again, without Python's lock and in the backward pass."""
+    model, x = chain(GRU(SIZE, 4)), integers()
+    params = model.init(0)
+    y, _, cache = model.forward(params, x)
+    expected, _, _ = model.backward(params, cache, y)
+    y, _, cache = model.forward(params, x)
+    x[...] = 10**9
+    found, _, _ = model.backward(params, cache, y)
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(found[name], gradient)
+
+
+@kernels
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [

@@ -38,6 +38,9 @@ def _load() -> tuple[Any, str]:
 
 _kernels, _missing = _load()
 
+MOST_THREADS = 64
+"""As in kernels/pool.h."""
+
 BY_WORK, BY_BATCH, BY_UNITS = range(3)
 """What the threads share out: as the kernels see fit, the sequences, or the hidden units."""
 
@@ -358,7 +361,8 @@ def choose() -> Native | str:
     Raises
     ------
     ValueError
-        If `RNN_XP_ACCELERATE` names an instruction set that cannot be used here.
+        If `RNN_XP_ACCELERATE` names an instruction set that cannot be used here, or
+        `RNN_XP_NUM_THREADS` is not a number of threads.
     """
     wanted = os.environ.get("RNN_XP_ACCELERATE", "").lower()
     if wanted == "0":
@@ -375,10 +379,20 @@ def choose() -> Native | str:
 
 
 def _threads() -> int:
-    for name in ("RNN_XP_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(name, "")
-        if value.isdecimal() and int(value) > 0:
-            return int(value)
+    """Return the number of threads, at most as many as the kernels take.
+
+    OpenMP's variable may hold a list, of which the first number counts; it is not ours to refuse.
+    """
+    own = os.environ.get("RNN_XP_NUM_THREADS", "")
+    others = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if own and not _is_count(own):
+        raise ValueError(f"RNN_XP_NUM_THREADS must be an integer >= 1, got {own!r}")
+    if own or _is_count(others):
+        return min(int(own or others), MOST_THREADS)
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    return min(os.cpu_count() or 1, MOST_THREADS)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and text.strip("0") != ""

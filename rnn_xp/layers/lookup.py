@@ -78,7 +78,7 @@ def one_hot(embedding: Embedding, params: Params, x: Array) -> OneHot:
         As `Embedding.forward`.
     """
     embedding.check(params, x)
-    indices = np.ascontiguousarray(x, dtype=np.int64)
+    indices = np.array(x, dtype=np.int64, order="C")  # a copy: checked once, read again later
     return OneHot(indices, embedding.num_embeddings, params["weight"].dtype)
 
 
