@@ -96,7 +96,7 @@ def run(
     work = cell.workspace(ops, x, batch)
     chunks: list[Chunk] = []
     columns = _columns(cell, ops, state, x)
-    for start, stop in _spans(ops, steps, batch, reverse):
+    for start, stop in _spans(ops, steps, batch, reverse, keep):
         chunk = _run_chunk(loop, w, x, start, stop, columns, work)
         columns = tuple(part[0 if reverse else -1, ...] for part in chunk.after)
         y = ops.put(y, start, stop, ops.xp.permute_dims(chunk.after[0], (0, 2, 1)))
@@ -292,9 +292,13 @@ def _zero(ops: Operations, valid: Array, a: Array) -> Array:
     return made if made.dtype == a.dtype else ops.xp.astype(made, a.dtype)
 
 
-def _spans(ops: Operations, steps: int, batch: int, reverse: bool) -> Iterator[tuple[int, int]]:
+def _spans(
+    ops: Operations, steps: int, batch: int, reverse: bool, keep: bool
+) -> Iterator[tuple[int, int]]:
     """Yield the first and the past-the-last step of each chunk, in the order of the visits."""
-    size = max(1, ops.rows_a_chunk // batch) if ops.rows_a_chunk else steps
+    # Without `keep` the chunks are all the memory that is needed besides y: they are short.
+    rows = ops.rows_a_chunk if keep else ops.rows_a_chunk // 4
+    size = max(1, rows // batch) if ops.rows_a_chunk else steps
     starts = range(0, steps, size)
     for start in reversed(starts) if reverse else starts:
         yield start, min(start + size, steps)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnn_xp import GRU, LSTM
+from rnn_xp import GRU, LSTM, RNN
 from rnn_xp.accelerate import CORE, Engine, adam, engine, native
 from rnn_xp.backend import operations
 from rnn_xp.cells import CELLS, make_cell
@@ -586,3 +587,24 @@ def test_input_and_weights_stay() -> None:
     x.flags.writeable = False
     y, _, cache = layer.forward(params, x)
     layer.backward(params, cache, y)
+
+
+@pytest.mark.usefixtures("fresh_choice")
+@pytest.mark.parametrize("accelerate", ["0", "1"])
+@pytest.mark.parametrize("layer", [RNN, LSTM, GRU])
+def test_inference_takes_no_memory_that_grows_with_time(
+    layer: Any, accelerate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Besides y: a chunk of a few steps in the core, less in the kernels."""
+    monkeypatch.setenv("RNN_XP_ACCELERATE", accelerate)
+    made, x = layer(8, 32), np.ones((2000, 8, 8), dtype=np.float32)
+    prepared = made.prepare(made.init(0))
+    made(prepared, x)
+    tracemalloc.start()
+    try:
+        y, _ = made(prepared, x)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    chunk = 128 * 32 * 4  # bytes of one part of the state
+    assert peak - y.nbytes < (20 * chunk if accelerate == "0" else chunk)
