@@ -191,3 +191,15 @@ def test_backward_with_other_parameters() -> None:
     params["bias_hh_l0"] = H
     with pytest.raises(ValueError, match=r"bias_hh_l0 must have shape \(16,\), got"):
         LAYER.backward(params, cache, dy)
+
+
+def test_another_byte_order() -> None:
+    layer = LSTM(3, 4)
+    params, x = layer.init(0), np.ones((2, 1, 3), dtype=np.float32)
+    other = x.dtype.newbyteorder()
+    line = "x has dtype float32 in another byte order, the parameters have float32: cast one"
+    for call in (layer, layer.forward):
+        with pytest.raises(TypeError, match=line):
+            call(params, x.astype(other))
+        with pytest.raises(TypeError, match="params must be in this machine's byte order, got >f4"):
+            call({name: a.astype(other) for name, a in params.items()}, x.astype(other))

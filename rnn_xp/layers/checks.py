@@ -73,6 +73,8 @@ def check_params(layer: HasShapes, params: Any) -> Namespace:
     like = next(iter(params.values()))
     if not is_floating(like):
         raise TypeError(f"params must be floating-point, got {dtype_name(like.dtype)}")
+    if not getattr(like.dtype, "isnative", True):
+        raise TypeError(f"params must be in this machine's byte order, got {like.dtype.str}")
     for name, shape in shapes.items():
         check_array(name, params[name], shape, like)
     return xp
@@ -89,7 +91,7 @@ def _fits(shapes: Mapping[str, tuple[int, ...]], params: Any) -> bool:
             return False
         if dtype is None:
             dtype = array.dtype
-            if dtype.char not in "fd":
+            if dtype.char not in "fd" or not dtype.isnative:
                 return False
         elif array.dtype is not dtype and array.dtype != dtype:
             return False
@@ -112,9 +114,11 @@ def check_array(name: str, array: Array, shape: tuple[int, ...], like: Array) ->
 def check_same_kind(name: str, array: Array, like: Array) -> None:
     """Raise unless `array` has the dtype and device of `like`, a parameter."""
     if array.dtype != like.dtype:
+        found, expected = dtype_name(array.dtype), dtype_name(like.dtype)
+        if found == expected:
+            found += " in another byte order"
         raise TypeError(
-            f"{name} has dtype {dtype_name(array.dtype)}, the parameters have "
-            f"{dtype_name(like.dtype)}: cast one of them"
+            f"{name} has dtype {found}, the parameters have {expected}: cast one of them"
         )
     device, expected = device_of(array), device_of(like)
     if device != expected and None not in (device, expected):  # None: traced by JAX
