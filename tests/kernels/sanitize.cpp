@@ -75,14 +75,16 @@ std::vector<char> once(const Kernels& kernels, int cell, bool dbl, int64_t T, in
   std::vector<int64_t> indices;
   for (int64_t k = 0; k < T * B; k++) indices.push_back(k * k % I);
   Buffer w_ih(rows * I, dbl), w_hh(rows * H, dbl), b_ih(rows, dbl), b_hh(rows, dbl);
-  Buffer x(T * B * I, dbl), dy(T * B * H, dbl), h0(B * H, dbl), c0(B * H, dbl);
-  Buffer dh(B * H, dbl), dc(B * H, dbl), y(T * B * H, dbl, false), h(B * H, dbl, false);
+  const int64_t ldx = I + (ragged ? 3 : 0), ldh = H + (ragged ? 1 : 0);  // rows side by side, or not
+  Buffer x(T * B * ldx, dbl), dy(T * B * ldh, dbl), h0(B * H, dbl), c0(B * H, dbl);
+  Buffer dh(B * H, dbl), dc(B * H, dbl), y(T * B * ldh, dbl, false), h(B * H, dbl, false);
   Buffer c(B * H, dbl, false), dx(T * B * I, dbl, false), dw_ih(rows * I, dbl, false);
   Buffer dw_hh(rows * H, dbl, false), db_ih(rows, dbl, false), db_hh(rows, dbl, false);
   Buffer dh0(B * H, dbl, false), dc0(B * H, dbl, false);
   call.weight_ih = w_ih.data, call.weight_hh = w_hh.data;
   if (whole) call.bias_ih = b_ih.data, call.bias_hh = b_hh.data;
-  call.x = x.data, call.ldx = I, call.y = y.data, call.ldy = H, call.dy = dy.data, call.lddy = H;
+  call.x = x.data, call.ldx = ldx, call.y = y.data, call.ldy = ldh, call.dy = dy.data;
+  call.lddy = ldh;
   if (whole) call.h0 = h0.data, call.dh_last = dh.data;
   if (one_hot) call.x = nullptr, call.indices = indices.data();
   if (whole && cell == LSTM) call.c0 = c0.data, call.dc_last = dc.data;
