@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,30 @@ def read_npz(
     return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray)}
 
 
+def other_than_file(path: Path) -> str:
+    """Return what stands at a path and is no regular file, such as `a folder`; else nothing."""
+    if os.path.isdir(path):
+        return "a folder"
+    there = os.path.exists(path) and not os.path.isfile(path)
+    return "a device, a pipe or a socket" if there else ""
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` as a whole or not at all.
 
     It is written under another name in the same folder, flushed to the disk and renamed: a reader,
     or a crash, finds the old file or the new one, never a part.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, or is no regular file: the superuser could rename over a device.
     """
     import tempfile
 
+    found = other_than_file(path)
+    if found:
+        raise OSError(errno.EINVAL, f"is {found}, expected a file to write", str(path))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -149,4 +150,13 @@ def test_a_failed_write_leaves_the_old_file(
     with pytest.raises(OSError, match="No space"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is a device, a pipe or a socket, expected a file to write"):
+        replace_file(path, b"new")
+    assert path.is_fifo()
     assert [p.name for p in tmp_path.iterdir()] == ["m"]

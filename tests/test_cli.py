@@ -242,6 +242,46 @@ def test_bad_text_files(tmp_path: Path, book: Path) -> None:
     assert "directory" in fails(tmp_path, "train", "text", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train text book.txt --out",
+        "train classify --out",
+        "train caption --out",
+        "train series --out",
+        "inspect missing.st --text a --out",
+        "plot bench missing.json --out",
+        "bench --out",
+        "bench --json",
+        "doctor --json",
+    ],
+)
+def test_only_a_file_is_replaced(tmp_path: Path, book: Path, arguments: str) -> None:
+    *words, option = arguments.split()
+    suffix = ".md" if words[0] == "plot" else ".html"
+    (tmp_path / f"folder{suffix}").mkdir()
+    (tmp_path / f"old{suffix}").touch()
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    for asked in (words, [*words, "--force"]):
+        said = fails(tmp_path, *asked, option, f"folder{suffix}")
+        assert said.endswith(f" {option} folder{suffix} is a folder, expected a file to write\n")
+        said = fails(tmp_path, *asked, option, f"pipe{suffix}")
+        assert f"{option} pipe{suffix} is a device, a pipe or a socket, expected a file" in said
+    assert f"{option} no/m{suffix}: cannot write there: " in fails(
+        tmp_path, *words, option, f"no/m{suffix}"
+    )
+    if option != "--json" or words == ["doctor"]:
+        said = fails(tmp_path, *words, option, f"old{suffix}")
+        assert f"{option} old{suffix} exists: " in said
+        assert said.endswith(f"replace it with --force, or give another {option}\n")
+
+
+def test_a_resumed_training_is_a_file(tmp_path: Path, book: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.st")
+    said = fails(tmp_path, "train", "text", book, "--out", "pipe.st", "--resume")
+    assert "--out pipe.st is a device, a pipe or a socket" in said
+
+
 def test_bad_options(tmp_path: Path, book: Path) -> None:
     assert "invalid choice" in fails(tmp_path, "demo", "--dtype", "int32")
     assert "invalid choice" in fails(tmp_path, "demo", "--backend", "tensorflow")

@@ -80,7 +80,8 @@ def test_eval_prints_the_accuracy_and_the_confusion_matrix(folder: Path) -> None
     table = [line.split() for line in out.splitlines()[-3:]]
     assert table == [["true", "down", "up"], ["down", "5", "0"], ["up", "1", "5"]]
     assert rows_of(folder / "c.csv") == table
-    assert "c.csv exists" in fails(folder, "eval", "m.st", "test.ts", "--confusion", "c.csv")
+    said = fails(folder, "eval", "m.st", "test.ts", "--confusion", "c.csv")
+    assert "--confusion c.csv exists: replace it with --force, or give another --conf" in said
     assert run(folder, "eval", "m.st", "test.ts", "--confusion", "c.csv", "--force")[0] == 0
 
 

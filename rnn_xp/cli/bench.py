@@ -23,7 +23,7 @@ from rnn_xp.bench.cases import (
 from rnn_xp.bench.peers import LIBRARIES, OURS, PEERS, missing
 from rnn_xp.bench.results import BenchError, Results, Row, load, save
 from rnn_xp.bench.running import Settings, run
-from rnn_xp.cli.console import check_output, check_writable
+from rnn_xp.cli.console import check_output
 from rnn_xp.cli.options import POSITIVE, add_command, count, number
 from rnn_xp.files import replace_file
 
@@ -126,13 +126,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    check_output(options.out, options.force)
-    if options.json is not None:
-        check_writable(options.json)
+    check_output("--out", options.out, options.force)
+    check_output("--json", options.json, force=True)  # which goes on where it stopped
     if options.plot is not None:
         plotting.require()
         plotting.check_suffix(options.plot)
-        check_output(options.plot, options.force)
+        check_output("--plot", options.plot, options.force)
 
 
 def _plan(options: argparse.Namespace) -> list[tuple[Case, int]]:

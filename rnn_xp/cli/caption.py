@@ -18,9 +18,7 @@ from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
-    check_free,
     check_output,
-    check_writable,
     print_table,
 )
 from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
@@ -104,8 +102,7 @@ def add_show(command: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
-    check_free(options.out, options.force)
-    check_writable(options.out)
+    check_output("--out", options.out, options.force)
     pictures = _data(options.file)
     with _source(options.file):
         captions = _captions(pictures)
@@ -199,7 +196,7 @@ def eval_captioner(options: argparse.Namespace, backend: Backend, checkpoint: Ch
 
 def write_for(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the caption of each picture and its log-probability, or write them."""
-    check_output(options.out, options.force)
+    check_output("--out", options.out, options.force)
     beam = options.beam or BEAM
     beams = {1, beam} if options.show else {beam}
     chosen, numbers, found = captions_of(options, backend, checkpoint, beams)

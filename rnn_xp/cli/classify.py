@@ -16,9 +16,7 @@ from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
-    check_free,
     check_output,
-    check_writable,
     print_table,
 )
 from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
@@ -97,8 +95,7 @@ def add_train_classify(kinds: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
-    check_free(options.out, options.force)
-    check_writable(options.out)
+    check_output("--out", options.out, options.force)
     train, held_out, test = _training_data(options)
     with _source(options.file):
         encoding = Encoding.of(train)
@@ -177,7 +174,7 @@ def _fit(
 
 def eval_classifier(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print a classifier's accuracy and confusion matrix; write the matrix on request."""
-    check_output(options.confusion, options.force)
+    check_output("--confusion", options.confusion, options.force)
     encoding = _encoding(options, checkpoint)
     sequences = _data(options, checkpoint, labelled=True)
     with _source(options.file):
@@ -198,7 +195,7 @@ def eval_classifier(options: argparse.Namespace, backend: Backend, checkpoint: C
 
 def predict_classes(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the likeliest class of each sequence and its probability, or write them."""
-    check_output(options.out, options.force)
+    check_output("--out", options.out, options.force)
     encoding = _encoding(options, checkpoint)
     sequences = _data(options, checkpoint, labelled=False)
     with _source(options.file):

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from rnn_xp.backend import Backend, select
 from rnn_xp.checkpoint import Checkpoint, load
+from rnn_xp.files import other_than_file
 
 INTERRUPTED = 130
 
@@ -30,29 +31,26 @@ def load_model(options: argparse.Namespace) -> tuple[Backend, Checkpoint]:
     return backend, checkpoint
 
 
-def check_free(path: Path, force: bool, otherwise: str = "") -> None:
-    """Raise if a file would be replaced that nobody asked to replace."""
+def check_output(option: str, path: Path | None, force: bool, otherwise: str = "") -> None:
+    """Raise, now rather than after an hour of training, if a file cannot be written.
+
+    `option` is the one that names it. A file that is there is replaced only with `force`.
+    """
+    if path is None:
+        return
+    given = f"{option} {path}"
+    found = other_than_file(path)
+    if found:
+        raise ValueError(f"{given} is {found}, expected a file to write")
     if path.exists() and not force:
-        ways = f"{otherwise}, replace" if otherwise else "replace"
-        raise ValueError(f"{path} exists: {ways} it with --force, or give another --out")
-
-
-def check_writable(path: Path) -> None:
-    """Raise OSError now rather than after an hour of training."""
-    if path.is_dir():
-        raise IsADirectoryError(21, "is a folder, expected a file to write", str(path))
+        raise ValueError(
+            f"{given} exists: {otherwise}replace it with --force, or give another {option}"
+        )
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(path)) from error
-
-
-def check_output(path: Path | None, force: bool) -> None:
-    """Raise if a file that is asked for would replace another, or cannot be written."""
-    if path is not None:
-        check_free(path, force)
-        check_writable(path)
+        raise ValueError(f"{given}: cannot write there: {error.strerror}") from error
 
 
 def print_table(rows: Sequence[Sequence[Any]]) -> None:

@@ -41,7 +41,7 @@ def add_doctor(commands: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    check_output(options.json, options.force)
+    check_output("--json", options.json, options.force)
     findings = report.Findings(available(options.backend or BACKENDS), kernels())
     print_backends(findings.backends.values())
     usable = [select(status.name) for status in findings.backends.values() if status.usable]

@@ -14,7 +14,7 @@ import numpy as np
 from rnn_xp import plotting
 from rnn_xp.backend import Backend
 from rnn_xp.checkpoint import Checkpoint
-from rnn_xp.cli.console import check_free, check_writable, load_model
+from rnn_xp.cli.console import check_output, load_model
 from rnn_xp.cli.options import add_backend, add_command, count
 from rnn_xp.cli.text import vocabulary_of
 from rnn_xp.cli.traces import Trace, as_lines, as_page
@@ -149,8 +149,7 @@ def _check_out(out: Path, force: bool) -> None:
         raise ValueError(f"{out} must end in one of {', '.join(suffixes)}")
     if out.suffix.lower() not in _PAGES:
         plotting.require()
-    check_free(out, force)
-    check_writable(out)
+    check_output("--out", out, force)
 
 
 def _print(trace: Trace, options: argparse.Namespace) -> None:

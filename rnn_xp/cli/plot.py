@@ -14,7 +14,7 @@ from rnn_xp.bench import report, results
 from rnn_xp.checkpoint import CheckpointError
 from rnn_xp.cli.bench import bench_figure
 from rnn_xp.cli.caption import BEAM, add_writing, captions_of
-from rnn_xp.cli.console import check_free, check_writable, load_model
+from rnn_xp.cli.console import check_output, load_model
 from rnn_xp.cli.inspect import add_text_source, add_units, text_of, trace_of
 from rnn_xp.cli.options import POSITIVE, Help, add_backend, add_command, count
 from rnn_xp.cli.plot_data import read_confusion, read_forecast, read_log
@@ -95,8 +95,7 @@ def _kind(
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches are
             plotting.require()
             plotting.check_suffix(out)
-        check_free(out, options.force)
-        check_writable(out)
+        check_output("--out", out, options.force)
         if as_page:
             replace_file(out, page(options).encode())
         else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
 from rnn_xp.checkpoint import Checkpoint, CheckpointError
-from rnn_xp.cli.console import INTERRUPTED, as_csv, check_free, check_output, check_writable
+from rnn_xp.cli.console import INTERRUPTED, as_csv, check_output
 from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
 from rnn_xp.cli.options import POSITIVE, add_command, count, number
 from rnn_xp.files import replace_file
@@ -134,8 +134,7 @@ def add_train_series(kinds: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
-    check_free(options.out, options.force)
-    check_writable(options.out)
+    check_output("--out", options.out, options.force)
     preset = PRESETS.get(options.file)
     forecaster = _described(options, preset)
     series = _series(options.file, forecaster)
@@ -287,7 +286,7 @@ def eval_series(options: argparse.Namespace, backend: Backend, checkpoint: Check
 
 def predict_series(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the forecast from the end of a series; write it to a CSV file on request."""
-    check_output(options.out, options.force)
+    check_output("--out", options.out, options.force)
     forecaster, series = _used(options, checkpoint)
     origins = np.asarray([len(series) - 1])
     if origins[0] < forecaster.first_origin:

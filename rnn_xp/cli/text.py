@@ -15,8 +15,7 @@ from rnn_xp.checkpoint import Checkpoint, CheckpointError, load, save
 from rnn_xp.cli.console import (
     INTERRUPTED,
     Bar,
-    check_free,
-    check_writable,
+    check_output,
     interrupt,
     load_model,
     log_file,
@@ -144,15 +143,14 @@ def _train_text(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
     out: Path = options.out
+    check_output("--out", out, options.force or options.resume, "go on with --resume, ")
     resumed = _resumable(options) if options.resume else None
     if resumed is None:
         text = _text(options.file, "byte" if options.bytes else "character")
         vocabulary = Vocabulary.of(text)
-        check_free(out, options.force, "go on with --resume")
     else:
         vocabulary = vocabulary_of(out, resumed)
         text = _same_text(options, resumed, vocabulary.unit)
-    check_writable(out)
 
     split = len(text) - round(len(text) * options.validation)
     if resumed is None:
