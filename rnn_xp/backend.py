@@ -615,9 +615,10 @@ def _cupy_problem(cupy: Any, index: int) -> str | None:
     Each probe is the smallest act that the next one depends on.
     """
     runtime = cupy.cuda.runtime
+    needed = 0
     try:
-        driver = runtime.driverGetVersion()  # 0 without a driver
         needed = runtime.runtimeGetVersion()
+        driver = runtime.driverGetVersion()  # 0 without a driver
         if driver == 0:
             return (
                 "no NVIDIA driver was found on this machine (CuPy itself is installed): install "
@@ -645,18 +646,36 @@ def _cupy_problem(cupy: Any, index: int) -> str | None:
         text = _line(error)
         if "nodevice" in text.lower():
             return "the NVIDIA driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        if "nvrtc" in text.lower():
-            return (
-                f"CuPy's kernel compiler NVRTC is missing ({text}): "
-                "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
-            )
-        if type(error).__name__ == "CompileException" or "cannot open source file" in text:
-            return (
-                f"CuPy cannot compile kernels, the CUDA headers are missing ({text}): pip install "
-                f"'cupy-cuda{runtime.runtimeGetVersion() // 1000}x[ctk]'"
-            )
-        return f"the GPU cannot be used: {text}"
+        return _cupy_failure(text, needed // 1000)
     return None
+
+
+def _cupy_failure(text: str, major: int) -> str:
+    """Say what an error of the test kernel means, by its text and the CUDA of this CuPy."""
+    if "--gpu-architecture" in text:
+        what = f"CUDA {major}, which this CuPy is for, does not support this GPU ({text})"
+        if major < 13:
+            return f"{what}: choose another device, or use --backend numpy"
+        return (
+            f"{what}: it begins at compute capability 7.5; for older GPUs, Maxwell to Volta, "
+            f"install cupy-cuda12x in place of cupy-cuda{major}x"
+        )
+    # A file of the library: "nvrtc: error: …" is what the compiler itself says.
+    if any(name in text.lower() for name in ("libnvrtc", "nvrtc64", "nvrtc-builtins")):
+        suffix = f"-cu{major}" if major < 13 else ""
+        return (
+            f"CuPy's kernel compiler NVRTC is missing ({text}): "
+            f"pip install nvidia-cuda-nvrtc{suffix} nvidia-cuda-runtime{suffix}"
+        )
+    if "open source file" in text:
+        return (
+            f"CuPy cannot compile kernels, the CUDA headers are missing ({text}): pip install "
+            f"'cupy-cuda{major}x[ctk]'"
+        )
+    return (
+        f"the GPU cannot be used ({text}): if nvidia-smi fails too, update the driver and reboot; "
+        "else choose another device, or use --backend numpy"
+    )
 
 
 def _cuda(version: int) -> str:

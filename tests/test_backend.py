@@ -152,6 +152,10 @@ class OutOfMemoryError(MemoryError):
     """Named as CuPy's."""
 
 
+ARCHITECTURE = "nvrtc: error: invalid value for --gpu-architecture (-arch)"
+"""What NVRTC says of a GPU that it does not know."""
+
+
 class Device:
     """`cupy.cuda.Device`."""
 
@@ -173,28 +177,26 @@ class Device:
 
 def fake_cupy(
     driver: int = 12040,
-    runtime: int = 12040,
+    runtime: int | Exception = 12040,
     devices: int | Exception = 1,
     ones: Exception | float = 1.0,
 ) -> ModuleType:
     """Return a module with what `backend` asks of CuPy, answered by NumPy or by an error."""
 
-    def device_count() -> int:
-        if isinstance(devices, Exception):
-            raise devices
-        return devices
+    def given(value: Any) -> Any:
+        if isinstance(value, Exception):
+            raise value
+        return value
 
     def make_ones(shape: int, dtype: str) -> Any:
-        if isinstance(ones, Exception):
-            raise ones
-        return np.full(shape, ones, dtype=dtype)
+        return np.full(shape, given(ones), dtype=dtype)
 
     cupy: Any = ModuleType("cupy")
     cupy.cuda = SimpleNamespace(
         runtime=SimpleNamespace(
             driverGetVersion=lambda: driver,
-            runtimeGetVersion=lambda: runtime,
-            getDeviceCount=device_count,
+            runtimeGetVersion=lambda: given(runtime),
+            getDeviceCount=lambda: given(devices),
             getDeviceProperties=lambda _: {"name": b"Test GPU"},
         ),
         Device=Device,
@@ -223,14 +225,38 @@ def put_cupy(monkeypatch: pytest.MonkeyPatch, cupy: ModuleType) -> None:
             "the NVIDIA driver sees no GPU: check nvidia-smi",
         ),
         (
-            fake_cupy(ones=CompileException("cannot open source file vector_types.h\nline 2")),
-            "CuPy cannot compile kernels, the CUDA headers are missing (cannot open source file "
-            "vector_types.h): pip install 'cupy-cuda12x[ctk]'",
+            fake_cupy(ones=CompileException("could not open source file vector_types.h\nline 2")),
+            "CuPy cannot compile kernels, the CUDA headers are missing (could not open source "
+            "file vector_types.h): pip install 'cupy-cuda12x[ctk]'",
         ),
         (
             fake_cupy(ones=RuntimeError("Failed to dlopen libnvrtc.so.12")),
             "CuPy's kernel compiler NVRTC is missing (Failed to dlopen libnvrtc.so.12): "
-            "pip install nvidia-cuda-nvrtc",
+            "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12",
+        ),
+        (
+            fake_cupy(13000, 13000, ones=RuntimeError("Failed to load nvrtc64_130_0.dll")),
+            "CuPy's kernel compiler NVRTC is missing (Failed to load nvrtc64_130_0.dll): "
+            "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime",
+        ),
+        (
+            fake_cupy(13000, 13000, ones=CompileException(f"{ARCHITECTURE}\n")),
+            f"CUDA 13, which this CuPy is for, does not support this GPU ({ARCHITECTURE}): it "
+            "begins at compute capability 7.5; for older GPUs, Maxwell to Volta, install "
+            "cupy-cuda12x in place of cupy-cuda13x",
+        ),
+        (
+            fake_cupy(ones=CompileException(ARCHITECTURE)),
+            f"CUDA 12, which this CuPy is for, does not support this GPU ({ARCHITECTURE}): choose "
+            "another device, or use --backend numpy",
+        ),
+        (
+            fake_cupy(runtime=OSError("libcudart.so.12: cannot open shared object file")),
+            "the GPU cannot be used (libcudart.so.12: cannot open shared object file): if nvidia",
+        ),
+        (
+            fake_cupy(ones=CompileException('error: expected a "}"')),
+            'the GPU cannot be used (error: expected a "}"): if nvidia-smi fails too, update',
         ),
         (
             fake_cupy(ones=OutOfMemoryError("Out of memory allocating 512 bytes")),
@@ -239,7 +265,9 @@ def put_cupy(monkeypatch: pytest.MonkeyPatch, cupy: ModuleType) -> None:
         (fake_cupy(ones=2.0), "the GPU computes wrong results: a test kernel gave 40.0, not 24"),
         (
             fake_cupy(ones=CUDARuntimeError("cudaErrorIllegalAddress: an illegal access")),
-            "the GPU cannot be used: cudaErrorIllegalAddress: an illegal access",
+            "the GPU cannot be used (cudaErrorIllegalAddress: an illegal access): if nvidia-smi "
+            "fails too, update the driver and reboot; else choose another device, or use "
+            "--backend numpy",
         ),
     ],
     ids=lambda value: "" if isinstance(value, ModuleType) else value[:30],
@@ -250,6 +278,8 @@ def test_what_cupy_can_lack(cupy: ModuleType, reason: str, monkeypatch: pytest.M
     status = available(["cupy"])["cupy"]
     assert not status.usable
     assert status.reason.startswith(reason)
+    if "pip install nvidia" in reason:  # -cu12 or not is at its end
+        assert status.reason == reason
     assert "\n" not in status.reason
     with pytest.raises(BackendError) as caught:
         select("cupy")
