@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rnn_xp.backend import Array, Namespace, Operations
-from rnn_xp.cells.base import Cell, Chunk, Folded, Weights, columns, rows
+from rnn_xp.cells.base import Cell, Chunk, Folded, Weights, columns, dense_gradients, rows
 
 
 class Projected(Cell):
@@ -88,5 +88,6 @@ class Projected(Cell):
         da, dh = made
         inner_chunk = replace(chunk, extras=chunk.extras[1:])
         gradients, dx = self.inner.gradients(ops, weights, inner_chunk, (da,))
-        gradients["weight_hr"] = columns(ops.xp, dh) @ rows(ops.xp, chunk.extras[0])
+        m = rows(ops.xp, chunk.extras[0])
+        gradients |= dense_gradients(ops.xp, columns(ops.xp, dh), m, "hr", weights)
         return gradients, dx
