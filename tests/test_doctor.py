@@ -27,6 +27,8 @@ from rnn_xp.cli import main
 from rnn_xp.doctor import engines, parity, plain, report, speed
 
 NUMPY = select("numpy")
+OF_THEIR_OWN = {"LSTM, peepholes": "weight_peephole", "LSTM, projection": "weight_hr"}
+"""The weights that no other cell has."""
 
 
 def doctor(*options: str | Path) -> int:
@@ -59,7 +61,12 @@ def test_the_whole_grid_passes_on_numpy() -> None:
     found = list(parity.checks(NUMPY, names, parity.grid(quick=False, gpu=False)))
     assert lacks == []
     assert all(check.passed for check in found)
-    assert {check.config.cell for check in found} == set(parity.CELLS)
+    assert {check.config.cell for check in found} == {*parity.CELLS, *parity.CELLS_OF_THE_CORE}
+    for cell, weight in OF_THEIR_OWN.items():
+        errors = [set(check.errors) for check in found if check.config.cell == cell]
+        assert len(errors) == 2  # in float32: NumPy's core in float64 is the reference
+        assert all(f"d{weight}_l0" in each for each in errors)
+        assert any({f"d{weight}_l1_reverse", "dstate[1]"} < each for each in errors)
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -114,7 +121,7 @@ def tf32(array: Any) -> Any:
     return (np.ascontiguousarray(array).view(np.uint32) & 0xFFFFE000).view(np.float32)
 
 
-@pytest.mark.parametrize("cell", parity.CELLS)
+@pytest.mark.parametrize("cell", [*parity.CELLS, *parity.CELLS_OF_THE_CORE])
 def test_products_in_tf32_are_seen(cell: str) -> None:
     """Weights of fewer digits do what the products do in TF32."""
     config = parity.Config(cell, (5, 3, 4, 37))
@@ -200,6 +207,19 @@ def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert [time["engine"] for time in found["times"]] == ["core", "fused", "plain loop"]
     assert found["cuda"] == {"device": "a stand-in"}
     assert "cuDNN was not timed: PyTorch" in said
+
+
+@pytest.mark.parametrize("cell", OF_THEIR_OWN)
+@pytest.mark.usefixtures("cupy")
+def test_cells_without_kernels_pass_on_cupy(cell: str) -> None:
+    chosen = select("cupy")
+    names, _ = parity.dtypes(chosen)
+    configs = [c for c in parity.grid(quick=False, gpu=True) if c.cell == cell]
+    found = list(parity.checks(chosen, names, configs))
+    assert {(check.engine, check.dtype) for check in found} == {("core", name) for name in names}
+    assert [report.failure_line(check) for check in found if not check.passed] == []
+    assert len(found) == 2 * len(names)
+    assert not list(parity.left_out(chosen, names, configs))
 
 
 @pytest.mark.usefixtures("cupy")
