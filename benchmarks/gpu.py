@@ -24,9 +24,7 @@ import argparse
 import contextlib
 import json
 import math
-import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -41,6 +39,7 @@ import rnn_xp
 from rnn_xp.backend import BackendError, select
 from rnn_xp.bench.cases import CELLS, GRID, Case, HostArray, Shape, data_of, layer_of
 from rnn_xp.doctor.engines import on_core
+from rnn_xp.doctor.gpu import properties, versions
 from rnn_xp.files import replace_file
 
 LONG = (
@@ -482,36 +481,14 @@ def facts() -> dict[str, str]:
         raise NoGPU(f"PyTorch {torch.__version__} sees no GPU: install its build for CUDA")
     import cupy
 
-    runtime = cupy.cuda.runtime
-    properties = runtime.getDeviceProperties(0)
     return {
-        "device": properties["name"].decode(),
-        "compute capability": f"{properties['major']}.{properties['minor']}",
-        "multiprocessors": str(properties["multiProcessorCount"]),
-        "driver": driver(),
-        "driver's CUDA": cuda(runtime.driverGetVersion()),
-        "CuPy's CUDA": cuda(runtime.runtimeGetVersion()),
+        **properties(),
         "CuPy": cupy.__version__,
         "PyTorch": torch.__version__,
         "PyTorch's CUDA": str(torch.version.cuda),
-        "cuDNN": str(torch.backends.cudnn.version()),
+        **versions(),
         "rnn_xp": rnn_xp.__version__,
     }
-
-
-def cuda(version: int) -> str:
-    """Return a version as people write it: 12.9 for 12090."""
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def driver() -> str:
-    """Return the version of the NVIDIA driver, as its own tool says it."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "unknown"
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.split() else "unknown"
 
 
 def markdown(results: Results) -> str:

@@ -626,8 +626,9 @@ def _cupy_problem(cupy: Any, index: int) -> str | None:
             )
         if driver // 1000 < needed // 1000:
             return (
-                f"the NVIDIA driver is too old: it supports CUDA {_cuda(driver)}, this CuPy needs "
-                f"CUDA {_cuda(needed)}: update the driver or install cupy-cuda{driver // 1000}x"
+                f"the NVIDIA driver is too old: it supports CUDA {cuda_version(driver)}, this "
+                f"CuPy needs CUDA {cuda_version(needed)}: update the driver or install "
+                f"cupy-cuda{driver // 1000}x"
             )
         count = runtime.getDeviceCount()
         if count == 0:
@@ -678,7 +679,8 @@ def _cupy_failure(text: str, major: int) -> str:
     )
 
 
-def _cuda(version: int) -> str:
+def cuda_version(version: int) -> str:
+    """Return a version of CUDA as people write it: 12.9 for 12090."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -743,15 +745,20 @@ def _usable(name: str) -> bool:
     return True
 
 
-def available(names: Iterable[str] = tuple(BACKENDS)) -> dict[str, Status]:
-    """Return every backend with its state on this machine: version, device, or the reason."""
-    return {name: _status(name) for name in names}
+def available(
+    names: Iterable[str] = tuple(BACKENDS), device: str | None = None
+) -> dict[str, Status]:
+    """Return every backend with its state on this machine: version, device, or the reason.
+
+    `device` is one of those that `select` takes, for all of them.
+    """
+    return {name: _status(name, device) for name in names}
 
 
-def _status(name: str) -> Status:
+def _status(name: str, device: str | None) -> Status:
     version = _version(BACKENDS[name].distributions)
     try:
-        backend = BACKENDS[name].make(None)
+        backend = BACKENDS[name].make(device)
     except BackendError as error:
         return Status(name, False, version, "", str(error))
     return Status(name, True, version, _device_text(backend), "")

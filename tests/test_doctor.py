@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cuda_on_cpu
@@ -23,8 +25,9 @@ from rnn_xp.accelerate.cuda import engine as cuda
 from rnn_xp.accelerate.cuda import fused, persistent, plan
 from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, select
+from rnn_xp.cli import doctor as doctor_command
 from rnn_xp.cli import main
-from rnn_xp.doctor import engines, parity, plain, report, speed
+from rnn_xp.doctor import engines, gpu, parity, plain, report, speed
 
 NUMPY = select("numpy")
 OF_THEIR_OWN = {"LSTM, peepholes": "weight_peephole", "LSTM, projection": "weight_hr"}
@@ -186,11 +189,16 @@ def cupy(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> Any:
     """The stand-in as the backend `cupy`."""
     need_module("ml_dtypes")
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
-    made = Backend("cupy", standin.xp, standin.Device(0), "cuda:0")
-    entry = backends.BACKENDS["cupy"]._replace(make=lambda _: made)
+
+    def make(device: str | None) -> Backend:
+        number = int((device or "cuda:0").removeprefix("cuda:"))
+        return Backend("cupy", standin.xp, standin.Device(number), f"cuda:{number}")
+
+    entry = backends.BACKENDS["cupy"]._replace(make=make)
     monkeypatch.setitem(backends.BACKENDS, "cupy", entry)
     monkeypatch.setattr(backends, "_device_text", lambda _: "cuda:0 a stand-in")
-    monkeypatch.setattr(report, "cuda", lambda: {"device": "a stand-in"})
+    monkeypatch.setattr(gpu, "properties", lambda: {"device": f"stand-in {standin.xp.current}"})
+    monkeypatch.setattr(gpu, "versions", lambda: {"NVRTC": "12.9"})
     monkeypatch.setattr(cuda, "choose", lambda: cuda.Cuda(fused.Fused(kernels)))
     monkeypatch.setattr(speed, "_GPU_SHAPES", ((3, 2, 4, 5),))
     return kernels
@@ -205,8 +213,82 @@ def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     dtypes = ("float64", "float32", "float16", "bfloat16")
     assert ways == {(engine, dtype) for engine in ("core", "fused") for dtype in dtypes}
     assert [time["engine"] for time in found["times"]] == ["core", "fused", "plain loop"]
-    assert found["cuda"] == {"device": "a stand-in"}
+    assert found["cuda"] == {"device": "stand-in 0", "NVRTC": "12.9"}
     assert "cuDNN was not timed: PyTorch" in said
+
+
+@pytest.mark.usefixtures("cupy")
+def test_another_device_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def cudnn_times(_: Any, device: str) -> list[speed.Time]:
+        asked.append(device)
+        return []
+
+    monkeypatch.setattr(doctor_command, "cudnn_missing", lambda: "")
+    monkeypatch.setattr(speed, "cudnn_times", cudnn_times)
+    # The stand-in refuses arrays of another device than the current one.
+    assert doctor("--backend", "cupy", "--device", "cuda:1", "--json", tmp_path / "r.json") == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["cuda"]["device"] == "stand-in 1"
+    assert all(check["passed"] for check in found["checks"])
+    assert not any(time["failure"] for time in found["times"])
+    assert asked == ["cuda:1"]
+    assert standin.xp.current == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "said"), [([], "none"), (["--backend", "numpy", "torch"], "numpy torch")]
+)
+def test_a_device_is_one_backends(
+    named: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor(*named, "--device", "cuda:1") == 2
+    assert capsys.readouterr().err == (
+        "rnn-xp: error: --device cuda:1 is a device of one backend: expected one --backend, "
+        f"got {said}\n"
+    )
+
+
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor("--backend", "numpy", "--device", "cuda:1") == 1
+    assert "no: NumPy has no device 'cuda:1'" in capsys.readouterr().out
+
+
+def test_what_is_known_of_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    held = {"name": b"Test GPU", "major": 9, "minor": 0, "multiProcessorCount": 132}
+    runtime = SimpleNamespace(
+        getDevice=lambda: 1,
+        getDeviceProperties=lambda k: {**held, "totalGlobalMem": k * 85_000_000_000},
+        driverGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 12090,
+    )
+    nvrtc = SimpleNamespace(getVersion=lambda: (12, 9))
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(is_available=lambda: True),
+        backends=SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 91900)),
+    )
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, nvrtc=nvrtc))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 580.159.04\necho 580.159.04\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.properties() == {
+        "device": "Test GPU",
+        "compute capability": "9.0",
+        "multiprocessors": "132",
+        "memory": "85.0 GB",
+        "driver": "580.159.04",
+        "driver's CUDA": "13.0",
+    }
+    assert gpu.versions() == {"CUDA runtime": "12.9", "NVRTC": "12.9", "cuDNN": "91900"}
+    tool.unlink()
+    assert gpu.driver() == "unknown"
+    torch.cuda.is_available = lambda: False
+    torch.__version__ = "2.13"
+    assert "cuDNN" not in gpu.versions()
 
 
 @pytest.mark.parametrize("cell", OF_THEIR_OWN)
@@ -351,18 +433,42 @@ def test_what_cannot_be_timed_says_why() -> None:
     assert "RuntimeError: " in report.time_line(found[0])
 
 
-def test_a_backend_that_cannot_be_used_is_no_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def no_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy alone can be used, and JAX cannot."""
+
     def make(_: str | None) -> Any:
         raise backends.BackendError("there is none: do this")
 
     entry = backends.BACKENDS["jax"]._replace(make=make)
     monkeypatch.setitem(backends.BACKENDS, "jax", entry)
-    assert doctor("--backend", "jax") == 0
+
+
+@pytest.mark.usefixtures("no_jax")
+def test_a_backend_that_is_named_and_cannot_be_used_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert doctor("--backend", "jax") == 1
     said = capsys.readouterr().out
     assert "no: there is none: do this" in said
-    assert "no backend was checked" in said
+    assert said.endswith("\n\nno backend was checked: none can be used\n")
+    assert "Errors" not in said
+    assert "Forward" not in said
+    assert doctor("--backend", "numpy", "jax") == 1
+    said = capsys.readouterr().out
+    assert re.search(r"all \d+ checks passed, but jax cannot be used$", said.strip())
+
+
+@pytest.mark.usefixtures("no_jax")
+def test_a_backend_that_is_not_named_may_be_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = {name: backends.BACKENDS[name] for name in ("numpy", "jax")}
+    monkeypatch.setattr(doctor_command, "BACKENDS", two)
+    assert doctor() == 0
+    said = capsys.readouterr().out
+    assert "no: there is none: do this" in said
+    assert said.endswith("checks passed\n")
 
 
 def test_jax_without_float64_is_said(capsys: pytest.CaptureFixture[str]) -> None:

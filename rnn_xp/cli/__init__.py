@@ -1,7 +1,7 @@
 """The command line: each command is a thin call into the library.
 
-Exit codes: 0 done, 1 a check of `doctor` failed, 2 bad input (one line on the error stream), 130
-interrupted.
+Exit codes: 0 done, 1 a check of `doctor` failed or a backend that it was to check cannot be used, 2
+bad input (one line on the error stream), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _device(options: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
-    """Return the context of the device that is asked for."""
-    device: str | None = getattr(options, "device", None)
-    return select(options.backend, device).scope() if device else contextlib.nullcontext()
+    """Return the context of the device that is asked for, of the one backend."""
+    backend, device = (getattr(options, name, None) for name in ("backend", "device"))
+    return select(backend, device).scope() if backend and device else contextlib.nullcontext()
 
 
 def _bad_input(reason: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rnn_xp.cli.console import check_output
 from rnn_xp.cli.options import add_command
 from rnn_xp.doctor import parity, report, speed
 from rnn_xp.doctor.engines import is_gpu
+from rnn_xp.doctor.gpu import cudnn_missing
 from rnn_xp.files import replace_file
 
 
@@ -28,11 +30,13 @@ def add_doctor(commands: Any) -> None:
     )
     command.add_argument(
         "--backend",
+        dest="backends",
         nargs="+",
         choices=tuple(BACKENDS),
         metavar="NAME",
         help=f"backends to check, of {', '.join(BACKENDS)} (default: all)",
     )
+    command.add_argument("--device", help="device of the one --backend, such as cpu or cuda:1")
     command.add_argument("--quick", action="store_true", help="fewer configurations")
     command.add_argument(
         "--json", type=Path, metavar="FILE", help="write a report to attach to an issue"
@@ -42,16 +46,27 @@ def add_doctor(commands: Any) -> None:
 
 def _doctor(options: argparse.Namespace) -> int:
     check_output("--json", options.json, options.force)
-    findings = report.Findings(available(options.backend or BACKENDS), kernels())
+    named, device = dict.fromkeys(options.backends or ()), options.device
+    if device is not None and len(named) != 1:
+        raise ValueError(
+            f"--device {device} is a device of one backend: expected one --backend, got "
+            f"{' '.join(named) or 'none'}"
+        )
+    findings = report.Findings(available(named or BACKENDS, device), kernels())
+    findings.missing = [name for name in named if not findings.backends[name].usable]
     print_backends(findings.backends.values())
-    usable = [select(status.name) for status in findings.backends.values() if status.usable]
-    _check(usable, findings, options.quick)
-    _time(usable, findings, options.quick)
-    print(f"\n{report.conclusion(findings)}")
-    if options.json is not None:
-        replace_file(options.json, report.document(findings))
-        print(f"saved to {options.json}")
-    return 1 if findings.failed or findings.warnings else 0
+    usable = [select(status.name, device) for status in findings.backends.values() if status.usable]
+    with contextlib.ExitStack() as scopes:
+        for backend in usable:
+            scopes.enter_context(backend.scope())
+        if usable:
+            _check(usable, findings, options.quick)
+            _time(usable, findings, options.quick)
+        print(f"\n{report.conclusion(findings)}")
+        if options.json is not None:
+            replace_file(options.json, report.document(findings))
+            print(f"saved to {options.json}")
+    return 1 if findings.failed or findings.warnings or findings.missing else 0
 
 
 def _check(usable: list[Backend], findings: report.Findings, quick: bool) -> None:
@@ -87,16 +102,16 @@ def _time(usable: list[Backend], findings: report.Findings, quick: bool) -> None
         if gpu:
             for time in speed.plain_times(backend, configs):
                 _say(findings, time)
-            _time_cudnn(configs, findings)
+            _time_cudnn(configs, backend.device_name, findings)
 
 
-def _time_cudnn(configs: list[parity.Config], findings: report.Findings) -> None:
-    missing = speed.cudnn_missing()
+def _time_cudnn(configs: list[parity.Config], device: str, findings: report.Findings) -> None:
+    missing = cudnn_missing()
     if missing:
         findings.notes.append(f"cuDNN was not timed: {missing}")
         print(findings.notes[-1])
         return
-    for time in speed.cudnn_times(configs):
+    for time in speed.cudnn_times(configs, device):
         _say(findings, time)
     print(f"TF32 was {'on' if speed.tf32() else 'off'}, in CuPy and in cuDNN")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ import numpy as np
 from rnn_xp import __version__
 from rnn_xp.backend import Status
 from rnn_xp.bench.machine import describe
+from rnn_xp.doctor import gpu
 from rnn_xp.doctor.parity import PARTS, Check
 from rnn_xp.doctor.speed import Time
 
@@ -37,6 +37,8 @@ class Findings:
     backends: Mapping[str, Status]
     kernels: str
     """Which compiled kernels there are for NumPy, or why none."""
+    missing: list[str] = field(default_factory=list)
+    """The backends that were asked for and cannot be used."""
     checks: list[Check] = field(default_factory=list)
     times: list[Time] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -95,21 +97,26 @@ def conclusion(findings: Findings) -> str:
         return "no backend was checked: none can be used"
     if failed:
         return f"{failed} of {len(findings.checks)} checks FAILED"
-    passed = f"all {len(findings.checks)} checks passed"
+    said = [f"all {len(findings.checks)} checks passed"]
     if findings.warnings:
-        return f"{passed}, but {len(findings.warnings)} of the kernels FAILED when tried"
-    return passed
+        said.append(f"but {len(findings.warnings)} of the kernels FAILED when tried")
+    if findings.missing:
+        said.append(f"but {' and '.join(findings.missing)} cannot be used")
+    return ", ".join(said)
 
 
 def document(findings: Findings) -> bytes:
-    """Return the JSON report: no folder and no user's name is in it."""
-    usable = [status for status in findings.backends.values() if status.usable]
+    """Return the JSON report: no folder and no user's name is in it.
+
+    The device in it is the current one of CuPy.
+    """
+    cupy = findings.backends.get("cupy")
     report = {
         "rnn_xp": __version__,
         "numpy": np.__version__,
         "machine": describe(),
         "platform": platform.platform(),
-        "cuda": cuda() if any(status.name == "cupy" for status in usable) else None,
+        "cuda": gpu.properties() | gpu.versions() if cupy and cupy.usable else None,
         "environment": {k: v for k, v in os.environ.items() if k in _VARIABLES},
         "backends": [status._asdict() for status in findings.backends.values()],
         "kernels": findings.kernels,
@@ -153,20 +160,6 @@ def _check(check: Check) -> dict[str, Any]:
         # JSON has no infinity.
         "errors": {name: e if math.isfinite(e) else "inf" for name, e in check.errors.items()},
         "failure": check.failure,
-    }
-
-
-def cuda() -> dict[str, str]:
-    """Return what CuPy says of the driver and the device, at the usable backend `cupy`."""
-    runtime = importlib.import_module("cupy").cuda.runtime
-    device = runtime.getDeviceProperties(runtime.getDevice())
-    return {
-        "device": device["name"].decode(),
-        "compute capability": f"{device['major']}.{device['minor']}",
-        "multiprocessors": str(device["multiProcessorCount"]),
-        "memory": str(device["totalGlobalMem"]),
-        "driver's CUDA": str(runtime.driverGetVersion()),
-        "CUDA runtime": str(runtime.runtimeGetVersion()),
     }
 
 

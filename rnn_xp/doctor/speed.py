@@ -19,7 +19,8 @@ from rnn_xp.backend import Array, Backend
 from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor import plain
 from rnn_xp.doctor.engines import runs
-from rnn_xp.doctor.parity import Config, Problem, first_line, problem_of
+from rnn_xp.doctor.gpu import first_line
+from rnn_xp.doctor.parity import Config, Problem, problem_of
 from rnn_xp.layers import Recurrent
 
 CUDNN, PLAIN = "cuDNN", "plain loop"
@@ -65,20 +66,11 @@ def plain_times(backend: Backend, configs: list[Config]) -> Iterator[Time]:
         yield _time(backend.name, PLAIN, config, make)
 
 
-def cudnn_times(configs: list[Config], device: str = "cuda") -> Iterator[Time]:
+def cudnn_times(configs: list[Config], device: str) -> Iterator[Time]:
     """Time the same configurations by PyTorch's layers, which are cuDNN's on a GPU."""
     with _tf32_as_in_cupy():
         for config in configs:
             yield _time("torch", CUDNN, config, partial(_torch_step, config, device))
-
-
-def cudnn_missing() -> str:
-    """Return in one line why PyTorch's cuDNN cannot be timed; empty if it can."""
-    try:
-        import torch
-    except Exception as error:  # any: a broken installation
-        return f"PyTorch cannot be imported: {first_line(error)}"
-    return "" if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no GPU"
 
 
 def _time(
