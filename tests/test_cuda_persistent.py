@@ -29,6 +29,7 @@ from cuda_runs import (
     lying,
     replaced,
 )
+from targets import need_module
 from test_cuda_fused import HOST, LIMITS, Case, largest_error, on_standin
 
 from rnn_xp import recurrence
@@ -314,9 +315,11 @@ def test_the_device_is_asked_and_the_kernels_are_set_up_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: dict[str, Any] = {}
+    cupy = need_module("cupy")
 
     class Module:
         def __init__(self, **given: Any) -> None:
+            cupy.RawModule(**given)  # takes it; a device is needed later
             made.update(given)
 
         def get_function(self, name: str) -> Any:
@@ -325,6 +328,7 @@ def test_the_device_is_asked_and_the_kernels_are_set_up_for_it(
     def device(index: int = 7) -> Any:
         has = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
         attributes = {**has, "CooperativeLaunch": 1}
+        assert all(hasattr(cupy.cuda.runtime, f"cudaDevAttr{name}") for name in attributes)
         return SimpleNamespace(id=index, attributes=attributes, compute_capability="90")
 
     fake = SimpleNamespace(cuda=SimpleNamespace(Device=device), RawModule=Module)

@@ -449,6 +449,30 @@ def test_lengths_are_read_once(xp: Any) -> None:
         assert xp.reads == ["get"]
 
 
+def test_what_is_asked_of_devices_streams_and_kernels_is_cupys() -> None:
+    """Where the tests have fakes: the names, and the arguments that they are called with."""
+    cupy = need_module("cupy")
+    cuda = cupy.cuda
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (cuda.Stream, (), {"non_blocking": True}),
+        (cuda.Stream.record, ("self",), {}),
+        (cuda.Stream.wait_event, ("self", "event"), {}),
+        (cuda.Stream.use, ("self",), {}),
+        (cuda.Event, (), {}),
+        (cuda.Event.record, ("self",), {}),
+        (cuda.Event.synchronize, ("self",), {}),
+        (cupy.RawModule.get_function, ("self", "name"), {}),
+    ]
+    for theirs, args, kwargs in calls:
+        standin.signature_of(theirs).bind(*args, **kwargs)
+    assert "__call__(self, grid, block, args, \\*, shared_mem=0)" in cupy.RawKernel.__call__.__doc__
+    assert cuda.get_elapsed_time.__doc__.startswith("get_elapsed_time(start_event, end_event)")
+    assert callable(cuda.get_current_stream)
+    assert hasattr(cupy.RawKernel, "max_dynamic_shared_size_bytes")
+    for name in ("id", "attributes", "compute_capability", "use", "synchronize"):
+        assert hasattr(cuda.Device, name)
+
+
 PLANTED: dict[str, Callable[[Any, Any], Any]] = {
     "a keyword": lambda xp, a: xp.sum(a, axis=0, where=True),
     "a function": lambda xp, a: xp.busday_count(a, a),
