@@ -46,6 +46,9 @@ LONG = (
     *((1024, batch, 512, 512) for batch in (1, 4, 16, 64, 256)),
     *((1024, 16, size, size) for size in (768, 1024, 2048)),
 )
+WIDE = tuple((1024, batch, size, size) for size in (768, 1024, 2048) for batch in (1, 64, 256))
+"""Of the LSTM and the GRU."""
+COMMON = ((100, 32, 256, 256), (1024, 16, 512, 512))
 DEEP = tuple((1024, 16, size, size) for size in (256, 512))
 DTYPES = ("float32", "float16")
 IN_ORDER = ("lstm", "gru", "rnn", "gru-before")
@@ -135,13 +138,13 @@ def rows(dtype: str, cell: str, task: str) -> list[Case]:
 
     if cell == ALONE:
         return [row("grid", shape) for shape in GRID[-3:]] + [row("long", s) for s in LONG[2:3]]
-    common = (100, 32, 256, 256)
+    long = LONG if cell == "rnn" else LONG + WIDE
     return [
         *(row("grid", shape) for shape in GRID),
-        *(row("long", shape) for shape in LONG),
-        row("ragged", common, ragged=True),
+        *(row("long", shape) for shape in long),
+        *(row("ragged", shape, ragged=True) for shape in COMMON),
         *(row(f"{n} levels", shape, layers=n) for n in (2, 4) for shape in DEEP),
-        row("bidirectional", common, layers=2, bidirectional=True),
+        *(row("bidirectional", shape, layers=2, bidirectional=True) for shape in COMMON),
     ]
 
 
