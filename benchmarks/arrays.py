@@ -9,7 +9,6 @@ round with the same inputs, after their results were compared; figures are minim
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -30,6 +29,7 @@ import torch  # noqa: E402
 
 from rnn_xp import GRU, LSTM, RNN  # noqa: E402
 from rnn_xp.accelerate import CORE, native  # noqa: E402
+from rnn_xp.cli.options import POSITIVE, Parser  # noqa: E402
 from rnn_xp.layers import recurrent  # noqa: E402
 
 LAYERS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
@@ -212,8 +212,8 @@ def torch_table(seconds: float) -> list[str]:
 
 def main() -> None:
     """Print the tables, and write them to a file on request."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each row")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=POSITIVE, default=0.5, help="for each row")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     torch.set_num_threads(int(THREADS))

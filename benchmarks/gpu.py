@@ -38,6 +38,8 @@ import numpy as np
 import rnn_xp
 from rnn_xp.backend import BackendError, select
 from rnn_xp.bench.cases import CELLS, GRID, Case, HostArray, Shape, data_of, layer_of
+from rnn_xp.cli.console import check_output
+from rnn_xp.cli.options import POSITIVE, Parser, count, number
 from rnn_xp.doctor.engines import on_core
 from rnn_xp.doctor.gpu import properties, versions
 from rnn_xp.files import replace_file
@@ -605,18 +607,18 @@ def save(path: Path, results: Results) -> None:
 
 def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON to write")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=count(1), default=ROUNDS)
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=POSITIVE,
         default=SECONDS,
         help=f"of a contestant in a row, all rounds together (default {SECONDS:g})",
     )
     parser.add_argument(
         "--limit",
-        type=float,
+        type=number(0.0),
         default=math.inf,
         help="begin no row after so many seconds; another run goes on there",
     )
@@ -624,8 +626,10 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, each in choices.items():
         parser.add_argument(f"--{name}", choices=each, nargs="+", default=each)
     options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    try:
+        check_output("--out", options.out, force=True)  # a run goes on with what is there
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 

@@ -29,6 +29,7 @@ from rnn_xp.backend import select
 from rnn_xp.bench import machine
 from rnn_xp.bench.client import environment
 from rnn_xp.bench.worker import settle
+from rnn_xp.cli.options import Parser, count
 from rnn_xp.datasets import load_shakespeare
 from rnn_xp.models import character_model
 from rnn_xp.text import Vocabulary
@@ -229,10 +230,10 @@ def page(cells: Sequence[str], threads: Sequence[int], steps: int) -> str:
     """Measure, and return the report."""
     rows, curves, busy = [], [], 0.0
     for cell in cells:
-        for count in threads:
-            runs, share = measure(cell, count, steps)
+        for each in threads:
+            runs, share = measure(cell, each, steps)
             busy = max(busy, share)
-            rows.append(f"| {' | '.join([cell, str(count), *speeds(runs)])} |")
+            rows.append(f"| {' | '.join([cell, str(each), *speeds(runs)])} |")
             print(rows[-1], file=sys.stderr)
         curves += ["", f"## Loss, {cell}", "", *curve(runs)]
     about = ", ".join([runs[name].about.partition(", Adam")[0] for name in ("rnn_xp", "torch")])
@@ -260,10 +261,10 @@ def page(cells: Sequence[str], threads: Sequence[int], steps: int) -> str:
 
 def main() -> None:
     """Print the report, and write it to a file on request."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", nargs="+", choices=("gru", "lstm"), default=["gru", "lstm"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--threads", nargs="+", type=count(1), default=[1, 2])
+    parser.add_argument("--steps", type=count(1), default=400)
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

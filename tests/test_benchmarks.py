@@ -62,11 +62,18 @@ def test_compilation_is_timed(arrays: Any) -> None:
     assert 0 < arrays.compile_seconds("GRU", 3, "training") < 60
 
 
-def test_training_of_text_is_measured_beside_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def train_text() -> Iterator[Any]:
     need("torch")
-    with benchmark_script("train_text") as script:
-        monkeypatch.setattr(script, "BLOCK", 2)
-        page = script.page(["lstm"], [1], 3)
+    with benchmark_script("train_text") as module:
+        yield module
+
+
+def test_training_of_text_is_measured_beside_pytorch(
+    train_text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_text, "BLOCK", 2)
+    page = train_text.page(["lstm"], [1], 3)
     (row,) = [line for line in page.splitlines() if line.startswith("| lstm |")]
     threads, ours, ratio, *_ = (cell.strip() for cell in row.split("|")[2:-1])
     assert threads == "1"
@@ -74,3 +81,30 @@ def test_training_of_text_is_measured_beside_pytorch(monkeypatch: pytest.MonkeyP
     assert float(ratio.split()[0]) > 0
     differences = [line.split("|")[-2] for line in page.splitlines() if line.startswith("| 2 |")]
     assert [abs(float(d)) < 1e-3 for d in differences] == [True]
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "said"),
+    [
+        ("arrays", ["--seconds", "0"], "expected a number > 0, got 0"),
+        ("arrays", ["--second"], "expected one argument"),
+        ("train_text", ["--steps", "0"], "expected an integer >= 1, got 0"),
+        ("train_text", ["--cells", "rnn"], "invalid choice: 'rnn'"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    script: str,
+    options: list[str],
+    said: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = request.getfixturevalue(script)
+    monkeypatch.setattr("sys.argv", [f"{script}.py", *options])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -351,6 +352,36 @@ def test_without_a_gpu_it_says_so(
     assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 2
     assert capsys.readouterr().err.startswith("nothing is measured: no NVIDIA driver")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rounds", "0"], "expected an integer >= 1, got 0"),
+        (["--seconds", "-1"], "expected a number > 0, got -1"),
+        (["--cell", "cnn"], "invalid choice: 'cnn'"),
+        (["--out", "folder"], "--out folder is a folder, expected a file to write"),
+        (["--out", "pipe"], "--out pipe is a device, a pipe or a socket"),
+        (["--out", "no/gpu.json"], "--out no/gpu.json: cannot write there"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    gpu: Any,
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SystemExit) as stop:
+        gpu.main(options)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
 
 
 class FakeEvent:
