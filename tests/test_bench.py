@@ -33,6 +33,7 @@ from rnn_xp.bench.running import Settings, compare, measure
 from rnn_xp.cli import main
 
 SMALL = "--rounds 2 --seconds 0.01 --wait 0 --threads 1".split()  # noqa: SIM905
+SIZE = "--task size --against numpy".split()  # noqa: SIM905
 CASE = Case("training", "training", "lstm", (11, 2, 3, 4), "float32")
 
 
@@ -422,17 +423,22 @@ def test_the_command_measures_prints_and_continues(tmp_path: Path) -> None:
     [
         (["--shape", "5,2,3"], "four integers T,B,I,H >= 1, got '5,2,3'"),
         (["--shape", "5,2,3,0"], "four integers"),
+        (["--shape", "a,b,c,d"], "--shape: expected four integers T,B,I,H >= 1, got 'a,b,c,d'"),
         (["--threads", "4000"], "--threads 4000 is more than the"),
         (["--against", "theano"], "invalid choice: 'theano'"),
         (["--json", "none/b.json"], "none/b.json: cannot write there"),
         (["--json", "other.json"], "other.json holds no results of rnn-xp bench"),
         (["--plot", "b.bmp"], "b.bmp must end in one of"),
+        ([*SIZE, "--json", "b", "--out", "./b"], "--json and --out are both b: give each a file"),
+        ([*SIZE, "--json", "other.json", "--out", "link", "--force"], "--json and --out are both"),
+        ([*SIZE, "--out", "b.png", "--plot", "b.png"], "--out and --plot are both b.png"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
     if "--plot" in arguments:
         need_module("matplotlib")
     (tmp_path / "other.json").write_text('{"format": 1, "rows": 3}', encoding="utf-8")
+    (tmp_path / "link").hardlink_to(tmp_path / "other.json")
     assert said in fails(tmp_path, "bench", *SMALL[:6], *arguments)
 
 

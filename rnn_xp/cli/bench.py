@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,10 +100,13 @@ def add_bench(commands: Any) -> None:
 
 
 def _shape(text: str) -> Shape:
-    parts = [int(part) for part in text.split(",")]
-    if len(parts) != 4 or min(parts) < 1:
+    try:
+        steps, batch, size, hidden = map(int, text.split(","))
+    except ValueError:
+        steps = batch = size = hidden = 0
+    if min(steps, batch, size, hidden) < 1:
         raise argparse.ArgumentTypeError(f"expected four integers T,B,I,H >= 1, got {text!r}")
-    return parts[0], parts[1], parts[2], parts[3]
+    return steps, batch, size, hidden
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -126,12 +130,30 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _check_files(options: argparse.Namespace) -> None:
+    _check_distinct(options)
     check_output("--out", options.out, options.force)
     check_output("--json", options.json, force=True)  # which goes on where it stopped
     if options.plot is not None:
         plotting.require()
         plotting.check_suffix(options.plot)
         check_output("--plot", options.plot, options.force)
+
+
+def _check_distinct(options: argparse.Namespace) -> None:
+    """Raise if two of the files to write are one."""
+    given = {name: getattr(options, name) for name in ("json", "out", "plot")}
+    named = [(name, path) for name, path in given.items() if path is not None]
+    for (one, first), (other, second) in itertools.combinations(named, 2):
+        if _same(first, second):
+            raise ValueError(
+                f"--{one} and --{other} are both {second}: give each a file of its own"
+            )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (
+        one.exists() and other.exists() and one.samefile(other)
+    )
 
 
 def _plan(options: argparse.Namespace) -> list[tuple[Case, int]]:
