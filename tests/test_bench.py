@@ -396,6 +396,51 @@ def test_the_picture_of_known_results(results: Results, tmp_path: Path) -> None:
         bench_figure(Results({}))
 
 
+def change(read: Any, path: str, value: Any) -> None:
+    """Put a value into what JSON holds; the path is of keys and indices."""
+    *way, last = (int(key) if key.isdigit() else key for key in path.split())
+    for key in way:
+        read = read[key]
+    read[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("format", 2, "the file: format is 2, expected 1"),
+        ("machine", None, "the file: machine is None, expected an object, each value a text"),
+        ("peaks float32", "fast", "peaks is {"),
+        ("rows", 3, "the file: rows is 3, expected a list"),
+        ("rows 0", [], "row 1 is [], expected an object"),
+        ("rows 0 threads", True, "row 1: threads is True, expected an integer >= 1"),
+        ("rows 1 others", -1, "row 2: others is -1, expected null or a number from 0 to 1"),
+        ("rows 0 noise", 3, "row 1 has 'noise', which is unknown here"),
+        ("rows 0 absent", {"theano": "old"}, "row 1: absent is {'theano': 'old'}, expected"),
+        ("rows 0 case cell", "qrnn", "row 1, case: cell is 'qrnn', expected one of rnn, lstm,"),
+        ("rows 0 case table", "speed", "row 1, case: table is 'speed', expected one of training,"),
+        ("rows 0 case shape", [1, 2, 3], "row 1, case: shape is [1, 2, 3], expected four"),
+        ("rows 0 case shape", [0, 2, 3, 4], "row 1: task, cell, shape and dtype do not fit"),
+        ("rows 0 case table", "import", "row 1: task, cell, shape and dtype do not fit the table"),
+        ("rows 0 measured", [], "row 1 is without rnn_xp"),
+        ("rows 0 measured 1", {"peer": "torch"}, "row 1, measured has no mode"),
+        ("rows 0 measured 1 min", 0, "row 1, measured: min is 0, expected a number > 0"),
+        ("rows 0 measured 1 min", "x", "row 1, measured: min is 'x', expected a number > 0"),
+        ("rows 0 measured 1 median", math.inf, "median is inf, expected a number > 0"),
+    ],
+)
+def test_a_damaged_file_is_one_line(
+    path: str, value: Any, said: str, results: Results, tmp_path: Path
+) -> None:
+    save(results, tmp_path / "b.json")
+    read = json.loads((tmp_path / "b.json").read_bytes())
+    change(read, path, value)
+    (tmp_path / "b.json").write_text(json.dumps(read), encoding="utf-8")
+    for arguments in (["bench", *SIZE, "--json", "b.json"], ["plot", "bench", "b.json"]):
+        told = fails(tmp_path, *arguments, "--out", "b.md")
+        assert "b.json holds no results of rnn-xp bench (" in told
+        assert said in told
+
+
 # The command
 
 

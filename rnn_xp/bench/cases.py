@@ -51,6 +51,11 @@ SWEEPS: dict[str, tuple[Shape, ...]] = {
     "B": tuple((100, batch, 128, 128) for batch in (1, 4, 16, 64, 256)),
     "H": tuple((100, 16, size, size) for size in (32, 64, 128, 256, 512, 1024)),
 }
+TABLES = (
+    *(section for section in SECTIONS if section != "sweep"),
+    *(f"sweep {axis}" for axis in SWEEPS),
+)
+TASKS = ("training", "inference", "streaming", "import", "size")
 # Of these one number of threads says enough.
 ONE_THREAD_COUNT = ("sweep", "memory", "import", "size")
 
@@ -60,9 +65,9 @@ class Case:
     """One row: what is done, by which network, on which shape."""
 
     table: str
-    """A section, or `sweep T`, `sweep B`, `sweep H`."""
+    """One of `TABLES`: a section, or `sweep T`, `sweep B`, `sweep H`."""
     task: str
-    """`training`, `inference` or `streaming`; `import` and `size` are about no network."""
+    """One of `TASKS`; `import` and `size` are about no network."""
     cell: str = ""
     shape: Shape = NO_SHAPE
     dtype: str = ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rnn_xp.bench import machine
-from rnn_xp.bench.cases import Case
-from rnn_xp.bench.peers import FASTEST, OURS
+from rnn_xp.bench.cases import CELLS, DTYPES, NO_SHAPE, TABLES, TASKS, Case
+from rnn_xp.bench.peers import FASTEST, LIBRARIES, OURS
 from rnn_xp.files import replace_file
 
 _FORMAT = 1
@@ -123,20 +124,130 @@ def load(path: Path) -> Results:
     """
     data = path.read_bytes()
     try:
-        read = json.loads(data)
-        if read.pop("format") != _FORMAT:
-            raise ValueError("another format")
-        return Results(**{**read, "rows": [_row(row) for row in read["rows"]]})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return _results(json.loads(data))
+    except (ValueError, RecursionError) as error:
         raise BenchError(f"{path} holds no results of rnn-xp bench ({error})") from error
 
 
-def _row(read: dict[str, Any]) -> Row:
-    case = Case(**{**read["case"], "shape": tuple(read["case"]["shape"])})
-    measured = tuple(Measured(**m) for m in read["measured"])
+Expected = tuple[Callable[[Any], bool], str]
+"""Of a value of JSON: whether it is right, and what is."""
+
+
+def _integer(least: int) -> Expected:
+    return lambda v: type(v) is int and v >= least, f"an integer >= {least}"
+
+
+def _number(right: Callable[[float], bool], what: str) -> Expected:
+    return lambda v: type(v) in (int, float) and math.isfinite(v) and right(v), what
+
+
+def _one_of(*names: str) -> Expected:
+    return lambda v: v in names, f"one of {', '.join(name or 'nothing' for name in names)}"
+
+
+def _named(inner: Expected) -> Expected:
+    right, what = inner
+    return (
+        lambda v: isinstance(v, dict) and all(map(right, v.values())),
+        f"an object, each value {what}",
+    )
+
+
+def _is_shape(value: Any) -> bool:
+    sizes = value if isinstance(value, list) else ()
+    return len(sizes) == 4 and all(type(size) is int and size >= 0 for size in sizes)
+
+
+def _is_absence(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        name.partition(" ")[0] in LIBRARIES and isinstance(why, str) for name, why in value.items()
+    )
+
+
+_NO_NETWORK = ("import", "size")
+_TEXT: Expected = (lambda v: isinstance(v, str), "a text")
+_LIST: Expected = (lambda v: isinstance(v, list), "a list")
+_OBJECT: Expected = (lambda v: isinstance(v, dict), "an object")
+_FLAG: Expected = (lambda v: isinstance(v, bool), "true or false")
+_ABOVE_0 = _number(lambda v: v > 0, "a number > 0")
+_AT_LEAST_0 = _number(lambda v: v >= 0, "a number >= 0")
+_FILE = {
+    "format": (lambda v: v == _FORMAT, str(_FORMAT)),
+    "machine": _named(_TEXT),
+    "versions": _named(_TEXT),
+    "peaks": _named(_ABOVE_0),
+    "rows": _LIST,
+}
+_CASE = {
+    "table": _one_of(*TABLES),
+    "task": _one_of(*TASKS),
+    "cell": _one_of(*CELLS, ""),
+    "shape": (_is_shape, "four integers >= 0"),
+    "dtype": _one_of(*DTYPES, ""),
+    "layers": _integer(1),
+    "bidirectional": _FLAG,
+    "ragged": _FLAG,
+}
+_MEASURED = {
+    "peer": _one_of(*LIBRARIES),
+    "mode": _TEXT,
+    "min": _ABOVE_0,
+    "median": _ABOVE_0,
+    "median_ratio": _ABOVE_0,
+    "compile_seconds": _AT_LEAST_0,
+}
+_ROW = {
+    "case": _OBJECT,
+    "threads": _integer(1),
+    "rounds": _integer(1),
+    "others": (
+        lambda v: v is None or (type(v) in (int, float) and 0 <= v <= 1),
+        "null or a number from 0 to 1",
+    ),
+    "measured": _LIST,
+    "absent": (_is_absence, "an object of libraries, each value a text"),
+}
+
+
+def _checked(where: str, read: Any, expected: Mapping[str, Expected]) -> dict[str, Any]:
+    """Return an object that has what is expected, and nothing else."""
+    if not isinstance(read, dict):
+        raise ValueError(f"{where} is {reprlib.repr(read)}, expected an object")
+    for name, (right, what) in expected.items():
+        if name not in read:
+            raise ValueError(f"{where} has no {name}")
+        if not right(read[name]):
+            raise ValueError(f"{where}: {name} is {reprlib.repr(read[name])}, expected {what}")
+    for name in read:
+        if name not in expected:
+            raise ValueError(f"{where} has {name!r}, which is unknown here")
+    return read
+
+
+def _results(read: Any) -> Results:
+    found = _checked("the file", read, _FILE)
+    rows = [_row(f"row {k}", row) for k, row in enumerate(found.pop("rows"), 1)]
+    del found["format"]
+    return Results(**found, rows=rows)
+
+
+def _row(where: str, read: Any) -> Row:
+    row = _checked(where, read, _ROW)
+    case = _checked(f"{where}, case", row["case"], _CASE)
+    case["shape"] = tuple(case["shape"])
+    table, task, cell, shape, dtype = (
+        case[name] for name in ("table", "task", "cell", "shape", "dtype")
+    )
+    if table in _NO_NETWORK:
+        fits = (task, cell, shape, dtype) == (table, "", NO_SHAPE, "")
+    else:
+        fits = bool(task not in _NO_NETWORK and cell and min(shape) >= 1 and dtype)
+    if not fits:
+        raise ValueError(f"{where}: task, cell, shape and dtype do not fit the table {table}")
+    measured = [Measured(**_checked(f"{where}, measured", m, _MEASURED)) for m in row["measured"]]
     if not any(m.peer == OURS for m in measured):
-        raise ValueError(f"a row without {OURS}")
-    return Row(**{**read, "case": case, "measured": measured})
+        raise ValueError(f"{where} is without {OURS}")
+    return Row(**{**row, "case": Case(**case), "measured": tuple(measured)})
 
 
 def geometric_mean(values: Iterable[float]) -> float:
