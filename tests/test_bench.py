@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import signal
 import sys
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from targets import HostArray, need_module
-from test_cli import fails, run
+from test_cli import called, fails, run
 
 from rnn_xp.bench import footprint, machine, report, running
+from rnn_xp.bench.build import build
 from rnn_xp.bench.cases import CELLS, GRID, SECTIONS, Case, cases, data_of
 from rnn_xp.bench.client import Worker, WorkerError, environment
 from rnn_xp.bench.peers import LIBRARIES, OURS, Entry, library, missing
@@ -24,12 +28,14 @@ from rnn_xp.bench.results import (
     Measured,
     Results,
     Row,
+    Settings,
     exponent,
     geometric_mean,
     load,
     save,
 )
-from rnn_xp.bench.running import Settings, compare, measure
+from rnn_xp.bench.running import Job, compare, left, measure
+from rnn_xp.bench.worker import Session
 from rnn_xp.cli import main
 
 SMALL = "--rounds 2 --seconds 0.01 --wait 0 --threads 1".split()  # noqa: SIM905
@@ -124,6 +130,10 @@ class Broken(Fake):
         return super().ask(do, **values)
 
 
+def timed(case: Case, workers: dict[str, Fake], rounds: int = 1) -> Row:
+    return measure(Job(case, 1, [*workers]), workers, Settings(rounds, 0.0, 0.0), print)
+
+
 def test_the_rounds_are_interleaved_and_their_ratios_are_of_one_round() -> None:
     log: list[str] = []
     same = arrays(y=[1.0, -2.0])
@@ -131,7 +141,7 @@ def test_the_rounds_are_interleaved_and_their_ratios_are_of_one_round() -> None:
     ours = Fake(OURS, log, same, [1.0, 1.0, 1.0, 2.0, 4.0])
     theirs = Fake("onnxruntime", log, same, [1.0, 1.0, 3.0, 3.0, 4.0])
     case = replace(CASE, table="inference", task="inference")
-    row = measure(case, 1, {OURS: ours, "onnxruntime": theirs}, Settings(3, 0.0, 0.0))
+    row = timed(case, {OURS: ours, "onnxruntime": theirs}, rounds=3)
     assert log[4:] == [OURS, "onnxruntime"] * 3
     best = row.best("onnxruntime")
     assert best is not None
@@ -146,7 +156,7 @@ def test_a_worker_with_wrong_results_is_found_out_before_the_timing() -> None:
     ours = Fake(OURS, log, arrays(y=[1.0, -2.0]), [1.0] * 9)
     theirs = Fake("jax", log, arrays(y=[1.0, -2.1]), [1.0] * 9)
     with pytest.raises(BenchError, match="jax and rnn_xp differ in y"):
-        measure(CASE, 1, {OURS: ours, "jax": theirs}, Settings(1, 0.0, 0.0))
+        timed(CASE, {OURS: ours, "jax": theirs})
     assert not log
 
 
@@ -154,17 +164,87 @@ def test_a_library_that_fails_is_absent_with_its_reason_and_ours_may_not_fail() 
     same = arrays(y=[1.0])
     ours = Fake(OURS, [], same, [1.0] * 9)
     broken = Broken("jax", [], same, [])
-    row = measure(CASE, 1, {OURS: ours, "jax": broken}, Settings(1, 0.0, 0.0))
+    row = timed(CASE, {OURS: ours, "jax": broken})
     assert row.absent == {"jax": "no compiler", "jax in-loop": "no compiler"}
     assert row.fastest is None
     with pytest.raises(BenchError, match="rnn_xp fails at training LSTM"):
-        measure(CASE, 1, {OURS: Broken(OURS, [], same, [])}, Settings(1, 0.0, 0.0))
+        timed(CASE, {OURS: Broken(OURS, [], same, [])})
+
+
+def test_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Fake):
+        def ask(self, do: str, **values: Any) -> dict[str, Any]:
+            if do == "make" and values["mode"] == "in-loop":
+                time.sleep(0.2)
+            return super().ask(do, **values)
+
+    monkeypatch.setattr(running, "_LONG", 0.1)
+    same, said = arrays(y=[1.0]), list[str]()
+    workers = {OURS: Fake(OURS, [], same, [1.0] * 9), "jax": Slow("jax", [], same, [1.0] * 9)}
+    measure(Job(CASE, 2, [*workers]), workers, Settings(1, 0.0, 0.0), said.append)
+    assert said == ["training LSTM 11,2,3,4 float32, 2 threads: making JAX in-loop ready …"]
+
+
+def test_only_what_is_timed_waits_for_an_idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def wait(_: object, patience: float) -> float:
+        events.append("wait")
+        return patience
+
+    def measured(job: Job, *_: object) -> Row:
+        events.append(job.case.table)
+        return row(job.case, 1.0)
+
+    monkeypatch.setattr(machine, "wait_until_idle", wait)
+    monkeypatch.setattr(running, "_row", measured)
+    untimed = Case("size", "size"), replace(CASE, table="memory")
+    jobs = [Job(case, 1, [OURS]) for case in (*untimed, Case("import", "import"), CASE)]
+    results = Results({})
+    running.run(jobs, results, Settings(2, 0.5, 9.0), lambda _: None, print)
+    assert events == ["size", "memory", "wait", "import", "wait", "training"]
+    assert {r.settings for r in results.rows} == {Settings(2, 0.5, 9.0)}
+    assert {r.build for r in results.rows} == {build()}
+    assert {r.date for r in results.rows} == {date.today().isoformat()}
+
+
+# What is left to measure
+
+
+def test_a_row_without_a_library_that_is_asked_for_is_measured_anew_with_those_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "missing", lambda name: name if name == "onnxruntime" else "")
+    old = row(CASE, 0.002, numpy=0.003)
+    results = Results({}, rows=[row(replace(CASE, cell="rnn"), 1.0), old])
+    plan = [(CASE, 2)] * 2
+    assert left(plan, [OURS], results) == []
+    assert left(plan, [OURS, "numpy"], results) == []
+    assert left(plan, [OURS, "onnxruntime"], results) == []  # absent, and said why
+    assert left([(CASE, 1)], [OURS], results) == [Job(CASE, 1, [OURS])]
+    again = [Job(CASE, 2, [OURS, "numpy", "jax"])]
+    assert left(plan, [OURS, "jax"], results) == again
+    new = row(CASE, 0.001, numpy=0.002, jax=0.003)
+    results.put(new)
+    assert results.rows[1:] == [new]
+    assert left(plan, [OURS, "jax"], results) == again  # one of its two ways is not there
+    results.put(replace(new, absent={"jax in-loop": "no memory"}))
+    assert left(plan, [OURS, "jax"], results) == []
+
+
+def test_a_row_is_not_measured_anew_without_a_library_that_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "missing", lambda name: "keras" if name == "keras" else "")
+    results = Results({}, rows=[row(CASE, 0.002, keras=0.003)])
+    with pytest.raises(BenchError, match="2 threads: the row there has Keras, but keras is not"):
+        left([(CASE, 2)], [OURS, "torch"], results)
 
 
 def test_a_stream_is_counted_by_the_step() -> None:
     case = replace(CASE, table="streaming", task="streaming")
     ours = Fake(OURS, [], arrays(y=[1.0]), [22.0] * 9)
-    row = measure(case, 1, {OURS: ours}, Settings(1, 0.0, 0.0))
+    row = timed(case, {OURS: ours})
     assert row.ours.min == 2.0
 
 
@@ -236,12 +316,12 @@ def test_a_worker_that_died_is_started_again_and_one_that_cannot_start_is_left_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(LIBRARIES, "theano", Entry("Theano", "theano", ()))
-    fleet = running.Fleet([OURS, "theano"], 1)
+    fleet = running.Fleet(1)
     try:
-        first = fleet.workers()[OURS]
+        first = fleet.workers([OURS, "theano"])[OURS]
         first._process.kill()
         first._process.wait()
-        again = fleet.workers()
+        again = fleet.workers([OURS, "theano"])
         assert list(again) == [OURS]
         assert again[OURS].pid != first.pid
         assert list(fleet.unusable) == ["theano"]
@@ -259,7 +339,7 @@ def test_a_library_that_fails_while_it_is_timed_is_an_error() -> None:
     same = arrays(y=[1.0])
     workers = {OURS: Fake(OURS, [], same, [1.0] * 9), "keras": Late("keras", [], same, [])}
     with pytest.raises(BenchError, match="keras fails while it is timed: its process ended"):
-        measure(CASE, 1, workers, Settings(1, 0.0, 0.0))
+        timed(CASE, workers)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
@@ -270,6 +350,18 @@ def test_memory_is_at_least_what_is_returned() -> None:
         case, 1, [OURS], 1, lambda name: running._memory(name, 1, case, Results({}))
     )
     assert y_and_dx < row.ours.min < 20 * y_and_dx
+
+
+def test_memory_that_does_not_grow_is_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "reset_peak", lambda: None)
+    monkeypatch.setattr(machine, "resident", lambda: 1 << 20)
+    monkeypatch.setattr(machine, "peak", lambda: 1 << 20)
+    assert (
+        Session(OURS, 1).memory(
+            asdict(CASE),
+        )["bytes"]
+        == mmap.PAGESIZE
+    )
 
 
 def test_import_time_is_measured_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +429,19 @@ def results() -> Results:
 
 
 def test_results_come_back_from_their_file(results: Results, tmp_path: Path) -> None:
+    results.rows[0] = replace(
+        results.rows[0], date="2026-12-31", build="00c0ffee", settings=Settings(3, 0.5, 0.0)
+    )
     save(results, tmp_path / "bench.json")
+    assert load(tmp_path / "bench.json") == results
+
+
+def test_a_file_from_before_builds_were_noted_is_read(results: Results, tmp_path: Path) -> None:
+    save(results, tmp_path / "bench.json")
+    read = json.loads((tmp_path / "bench.json").read_bytes())
+    for each in read["rows"]:
+        del each["date"], each["build"], each["settings"]
+    (tmp_path / "bench.json").write_text(json.dumps(read), encoding="utf-8")
     assert load(tmp_path / "bench.json") == results
 
 
@@ -348,7 +452,8 @@ def test_the_page_of_known_results(results: Results) -> None:
     gemm = 0.002 * 1e9 / CASE.flops
     assert f"| LSTM | 11,2,3,4 | 2 | 2 | 3 | 4 | 1.50 (1.10) PyTorch | {gemm:.3g} | 15 |" in page
     assert "| RNN | 11,2,3,4 | 2 | 2 | 1 | – | **0.50** (1.10) PyTorch |" in page
-    assert "| RNN | 2 | rnn_xp | 1 | 10 | 1.00 |" in page
+    assert "| RNN | 2 | rnn_xp, ms | 1 | 10 | 1.00 |" in page
+    assert "| RNN | 2 | ratio | – | – |  |\n| RNN | 2 | rounds | 15 | 15 |  |" in page
     # Geometric mean of 1.5 and 0.5.
     assert "| Training step | training | 2 | 1 of 2 | 0.87 | 0.87 | 2.00 |" in page
     assert "1 of 2.\n\n| table | row | threads | ratio |" in page
@@ -371,7 +476,77 @@ def test_a_busy_machine_is_said_and_its_rows_are_marked(results: Results) -> Non
     assert "at most 31%" in page
     assert page.count("| 15* |") == 1
     results.rows[0] = replace(results.rows[0], others=None)
-    assert "is unknown in 1 of 4 rows" in report.page(results)
+    page = report.page(results)
+    assert "not idle: in 1 of 4 rows, marked with a *" in page
+    assert "is unknown in 1 of 4 rows" in page
+
+
+def test_nothing_is_said_of_a_busy_machine_where_nothing_was_timed(results: Results) -> None:
+    results.rows = [replace(row(Case("size", "size"), 1e6), others=None)]
+    assert "idle" not in report.page(results)
+
+
+def test_growth_has_the_ratio_the_rounds_and_the_mark_of_a_busy_machine() -> None:
+    short, long = (
+        row(Case("sweep T", "training", "gru", (steps, 8, 64, 64), "float32"), 0.002, torch=peer)
+        for steps, peer in ((100, 0.003), (1000, 0.001))
+    )
+    double = replace(long, case=replace(long.case, dtype="float64"))
+    page = report.page(Results({}, rows=[short, replace(long, others=0.5)]))
+    assert "in 1 of 2 rows, marked with a *" in page
+    assert "| GRU | 2 | PyTorch, ms | 3 | 1 |" in page
+    assert "| GRU | 2 | ratio | 1.50 (1.10) PyTorch | **0.50** (1.10) PyTorch |  |" in page
+    assert "| GRU | 2 | rounds | 15 | 15* |  |" in page
+    page = report.page(Results({}, rows=[short, long, double]))
+    assert "| GRU | float32 | 2 | rnn_xp, ms | 2 | 2 |" in page
+    assert "| GRU | float64 | 2 | rnn_xp, ms | – | 2 | – |" in page
+
+
+def test_what_is_not_compiled_is_said() -> None:
+    def page(case: Case) -> str:
+        return report.page(Results({}, rows=[row(case, 0.002, torch=0.003)]))
+
+    unrolled = "- PyTorch compiled: is not tried where it unrolls more than 10 steps (1 rows)"
+    infers = replace(CASE, table="inference", task="inference")
+    assert unrolled in page(CASE)
+    assert unrolled in page(replace(infers, dtype="float64"))
+    assert "- PyTorch compiled: is not tried on ragged batches (1 rows)" in page(
+        replace(CASE, table="ragged", ragged=True)
+    )
+    for tried in (infers, replace(CASE, shape=(10, 2, 3, 4))):
+        assert "PyTorch compiled" not in page(tried)
+        assert library("torch").modes(tried) == ("", "compiled")
+    assert "PyTorch compiled" not in page(replace(CASE, table="memory"))
+
+
+def test_builds_and_days_are_told_where_there_are_more_than_one(results: Results) -> None:
+    results.rows[1:] = [replace(r, build="00c0ffee", date="2026-12-30") for r in results.rows[1:]]
+    results.rows[3] = replace(results.rows[3], date="2026-12-31")
+    page = report.page(results)
+    assert (
+        "or day:\n\n| build | dates | rows |\n|---|---|---|\n"
+        "| not recorded | not recorded | 1 |\n| 00c0ffee | 2026-12-30, 2026-12-31 | 3 |\n"
+    ) in page
+    assert page.index("00c0ffee") < page.index("Minima of")
+    results.rows = results.rows[1:3]
+    assert "00c0ffee" not in report.page(results)
+
+
+def test_a_build_is_told_by_sources_and_kernels(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "a.py").write_text("a = 1", encoding="utf-8")
+    first = build(tmp_path)
+    assert len(first) == 8
+    assert int(first, 16) >= 0
+    (tmp_path / "notes.txt").write_text("b", encoding="utf-8")
+    (tmp_path / "a.pyc").write_text("b", encoding="utf-8")
+    assert build(tmp_path) == first
+    (tmp_path / "kernels.so").write_text("b", encoding="utf-8")
+    second = build(tmp_path)
+    (tmp_path / "kernels.so").write_text("c", encoding="utf-8")
+    third = build(tmp_path)
+    (tmp_path / "cells" / "a.py").rename(tmp_path / "a.py")
+    assert len({first, second, third, build(tmp_path)}) == 4
 
 
 def test_the_picture_of_known_results(results: Results, tmp_path: Path) -> None:
@@ -425,6 +600,9 @@ def change(read: Any, path: str, value: Any) -> None:
         ("rows 0 measured 1", {"peer": "torch"}, "row 1, measured has no mode"),
         ("rows 0 measured 1 min", 0, "row 1, measured: min is 0, expected a number > 0"),
         ("rows 0 measured 1 min", "x", "row 1, measured: min is 'x', expected a number > 0"),
+        ("rows 0 date", "today", "row 1: date is 'today', expected null or a date as 2026-12-31"),
+        ("rows 0 build", "0.1.0", "row 1: build is '0.1.0', expected null or eight hex digits"),
+        ("rows 0 settings", {"rounds": 0}, "row 1, settings: rounds is 0, expected an integer"),
         ("rows 0 measured 1 median", math.inf, "median is inf, expected a number > 0"),
     ],
 )
@@ -485,6 +663,46 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) 
     (tmp_path / "other.json").write_text('{"format": 1, "rows": 3}', encoding="utf-8")
     (tmp_path / "link").hardlink_to(tmp_path / "other.json")
     assert said in fails(tmp_path, "bench", *SMALL[:6], *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--against", "numpy", "--task", "training"],
+        ["--against", "numpy", "--task", "size"],
+        ["--against", "onnxruntime", "--task", "training"],
+    ],
+)
+def test_a_picture_of_nothing_is_refused_before_anything_is_measured(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    need_module("matplotlib")
+    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda _: "")
+    monkeypatch.setattr("rnn_xp.bench.running.missing", lambda _: "")
+    monkeypatch.setattr("rnn_xp.cli.bench.run", lambda *_: pytest.fail("was measured"))
+    said = fails(tmp_path, "bench", *arguments, "--plot", "b.png")
+    assert "--plot draws ratios to the fastest of PyTorch, JAX and onnxruntime, and growth" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--against", "numpy", "--task", "sweep"],
+        ["--against", "onnxruntime", "--task", "inference"],
+        ["--against", "torch", "--task", "size"],
+    ],
+)
+def test_a_picture_of_something_is_not_refused(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    need_module("matplotlib")
+    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda _: "")
+    monkeypatch.setattr("rnn_xp.bench.running.missing", lambda _: "")
+    measured: list[Job] = []
+    monkeypatch.setattr("rnn_xp.cli.bench.run", lambda jobs, *_: measured.extend(jobs))
+    monkeypatch.setattr("rnn_xp.cli.bench._write", lambda *_: None)
+    assert called(tmp_path, "bench", *arguments, "--plot", "b.png") == (0, "", "")
+    assert measured
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rnn_xp.bench import machine
 from rnn_xp.bench.cases import CELLS, NO_SHAPE
-from rnn_xp.bench.peers import LIBRARIES, OURS
+from rnn_xp.bench.peers import LIBRARIES, OURS, library
 from rnn_xp.bench.results import Measured, Results, Row, exponent, geometric_mean, peak_key
 
 # Of each table: its heading and its unit.
@@ -27,9 +27,9 @@ TABLES = {
     "size": ("Installed size", "MB"),
 }
 _UNITS = {"ms": 1e-3, "µs": 1e-6, "MB": 1e6}
-_JUDGES = "the fastest of PyTorch, JAX and onnxruntime"
+JUDGES = "the fastest of PyTorch, JAX and onnxruntime"
 _METHOD = f"""\
-Minima of the rounds; the ratio is that of {_JUDGES} to rnn_xp, in brackets the median of the \
+Minima of the rounds; the ratio is that of {JUDGES} to rnn_xp, in brackets the median of the \
 rounds' ratios: above 1 rnn_xp is ahead, rows in bold are behind. Each library runs in a process \
 of its own on as many CPUs as threads, one at a time, round by round, on the same numbers, after \
 its outputs and gradients were compared with rnn_xp's. A short call is repeated to fill 10 ms, and \
@@ -42,7 +42,7 @@ _SIZE = "What a user installs, with all that it requires, without compiled Pytho
 
 def page(results: Results) -> str:
     """Return the page."""
-    parts = [_head(results), _METHOD, _others(results.rows)]
+    parts = [_head(results), _builds(results.rows), _METHOD, _others(results.rows)]
     for name, (title, _) in TABLES.items():
         rows = [row for row in results.rows if row.case.table == name]
         if not rows:
@@ -73,20 +73,39 @@ def _head(results: Results) -> str:
     return f"# rnn-xp bench\n\n{facts}."
 
 
+def _builds(rows: Sequence[Row]) -> str:
+    """Say which rows are of which build and day, if not all are of one."""
+    if len({(row.build, row.date) for row in rows}) < 2:
+        return ""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row.build or "not recorded", []).append(row.date or "not recorded")
+    lines = [
+        [build, ", ".join(sorted(set(dates))), str(len(dates))] for build, dates in found.items()
+    ]
+    said = "The rows are of more than one build of rnn_xp, or day:"
+    return f"{said}\n\n{_lines(['build', 'dates', 'rows'], lines)}"
+
+
 def _others(rows: Sequence[Row]) -> str:
     """Say whether the machine was idle."""
     judged = [row for row in rows if row.case.task != "size"]
     unknown = [row for row in judged if row.idle is None]
     busy = [row for row in judged if row.idle is False]
+    said = []
+    if busy:
+        most = max(row.others or 0.0 for row in busy)
+        said.append(
+            f"The machine was not idle: in {len(busy)} of {len(judged)} rows, marked with a *, "
+            f"others used more than {machine.IDLE:.0%} of its CPUs, at most {most:.0%}."
+        )
     if unknown:
-        return f"Whether the machine was idle is unknown in {len(unknown)} of {len(judged)} rows."
-    if not busy:
-        return "The machine was idle but for this."
-    most = max(row.others or 0.0 for row in busy)
-    return (
-        f"The machine was not idle: in {len(busy)} of {len(judged)} rows, marked with a *, others "
-        f"used more than {machine.IDLE:.0%} of its CPUs, at most {most:.0%}."
-    )
+        said.append(
+            f"Whether the machine was idle is unknown in {len(unknown)} of {len(judged)} rows."
+        )
+    if judged and not said:
+        said.append("The machine was idle but for this.")
+    return " ".join(said)
 
 
 def _table(rows: Sequence[Row], results: Results) -> str:
@@ -108,7 +127,7 @@ def _table(rows: Sequence[Row], results: Results) -> str:
         cells += [figure(row.best(peer), unit) for peer in peers]
         cells += [_ratio(row)] + [_of_peak(row, results)] * products
         cells += [_of_full(row, results)] * ragged
-        lines.append([*cells, str(row.rounds) + ("*" if row.idle is False else "")])
+        lines.append([*cells, _rounds(row)])
     text = _lines(head, lines)
     if products:
         text += (
@@ -145,6 +164,11 @@ def _ratio(row: Row) -> str:
     return f"{shown} ({peer.median_ratio:.2f}) {LIBRARIES[peer.peer].title}"
 
 
+def _rounds(row: Row) -> str:
+    """Return how many rounds there were, with a mark where the machine was busy."""
+    return str(row.rounds) + ("*" if row.idle is False else "")
+
+
 def _of_peak(row: Row, results: Results) -> str:
     """Return the time over that of the products at NumPy's peak; of plain networks alone."""
     case = row.case
@@ -157,10 +181,8 @@ def _of_peak(row: Row, results: Results) -> str:
 def _of_full(row: Row, results: Results) -> str:
     """Return our time on a ragged batch over that on a full one, if both were measured."""
     full = replace(row.case, table=row.case.task, ragged=False)
-    if not row.case.ragged or not results.has(full, row.threads):
-        return ""
-    other = next(r for r in results.rows if (r.case, r.threads) == (full, row.threads))
-    return f"{row.ours.min / other.ours.min:.2f}"
+    other = results.find(full, row.threads) if row.case.ragged else None
+    return "" if other is None else f"{row.ours.min / other.ours.min:.2f}"
 
 
 def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -170,32 +192,45 @@ def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def growth(rows: Sequence[Row], axis: str) -> dict[tuple[str, int, str], dict[int, float]]:
     """Return a sweep: cell, threads and library → size → seconds."""
-    place = "TBIH".index(axis)
     found: dict[tuple[str, int, str], dict[int, float]] = {}
     for row in rows:
         for peer in _peers(rows):
             best = row.best(peer)
             if best is not None:
                 line = found.setdefault((row.case.cell, row.threads, peer), {})
-                line[row.case.shape[place]] = best.min
+                line[_place(row, axis)] = best.min
     return found
 
 
+def _place(row: Row, axis: str) -> int:
+    return row.case.shape["TBIH".index(axis)]
+
+
 def _sweep(rows: Sequence[Row], axis: str) -> str:
-    lines = growth(rows, axis)
-    sizes = sorted({size for line in lines.values() for size in line})
+    sizes = sorted({_place(row, axis) for row in rows})
     places = {k: str(n) for k, n in zip("TBIH", rows[0].case.shape, strict=True) if k != axis}
     if axis == "H":
         del places["I"]
     fixed = ", ".join(f"{name} = {size}" for name, size in places.items())
-    head = ["cell", "threads", "library", *(f"{axis} = {n:,}, ms" for n in sizes), "exponent"]
+    dtype = {row.case.dtype for row in rows} != {"float32"}
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.case.cell, row.case.dtype, row.threads), []).append(row)
+    head = ["cell", *["dtype"] * dtype, "threads", ""]
+    head += [*(f"{axis} = {n:,}" for n in sizes), "exponent"]
     table = []
-    for (cell, threads, peer), line in lines.items():
-        cells = [CELLS[cell], str(threads), LIBRARIES[peer].title]
-        cells += [_number(line[size] * 1e3) if size in line else "–" for size in sizes]
-        table.append([*cells, _mean(exponent(list(line), list(line.values())))])
-    said = f"{fixed}; the exponent k is that of time ~ {axis}^k, by least squares of logarithms."
-    return f"{said}\n\n{_lines(head, table)}"
+    for (cell, kind, threads), found in groups.items():
+        first = [CELLS[cell], *[kind] * dtype, str(threads)]
+        for (_, _, peer), line in growth(found, axis).items():
+            cells = [_number(line[size] * 1e3) if size in line else "–" for size in sizes]
+            k = _mean(exponent(list(line), list(line.values())))
+            table.append([*first, f"{LIBRARIES[peer].title}, ms", *cells, k])
+        there = {_place(row, axis): row for row in found}
+        for name, said in (("ratio", _ratio), ("rounds", _rounds)):
+            cells = [said(there[size]) if size in there else "–" for size in sizes]
+            table.append([*first, name, *cells, ""])
+    text = f"{fixed}; the exponent k is that of time ~ {axis}^k, by least squares of logarithms."
+    return f"{text}\n\n{_lines(head, table)}"
 
 
 def _mean(value: float) -> str:
@@ -217,7 +252,7 @@ def _summary(rows: Sequence[Row]) -> str:
         cells = [TABLES[name][0], task, str(threads), f"{ahead} of {len(ratios)}"]
         means = [geometric_mean(row.ratio(row.best(peer)) for row in found) for peer in peers]
         table.append([*cells, *map(_mean, [geometric_mean(ratios), *means])])
-    said = f"Geometric means of the ratios to rnn_xp. The fastest peer is {_JUDGES}."
+    said = f"Geometric means of the ratios to rnn_xp. The fastest peer is {JUDGES}."
     return f"## Summary\n\n{said}\n\n{_lines(head, table)}"
 
 
@@ -251,11 +286,22 @@ def _compiling(rows: Sequence[Row]) -> str:
     return f"## Compiling, not counted above\n\n{_lines(head, table)}"
 
 
+def _untried(row: Row) -> dict[str, str]:
+    """Return the modes of the libraries measured that are left out, each with its reason."""
+    if row.case.table in ("memory", "import", "size"):  # there are no modes
+        return {}
+    return {
+        f"{peer} {mode}": why
+        for peer in _peers([row])
+        for mode, why in library(peer).untried(row.case).items()
+    }
+
+
 def _absent(rows: Sequence[Row]) -> str:
     """Say what was not measured, and why."""
     reasons: dict[tuple[str, str], int] = {}
     for row in rows:
-        for name, reason in row.absent.items():
+        for name, reason in {**_untried(row), **row.absent}.items():
             peer, _, mode = name.partition(" ")
             title = f"{LIBRARIES[peer].title} {mode}".strip()
             reasons[title, reason] = reasons.get((title, reason), 0) + 1

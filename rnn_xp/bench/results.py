@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How long to measure."""
+
+    rounds: int = 15
+    """At least so many in a row,"""
+    seconds: float = 3.0
+    """and at least so long."""
+    wait: float = 60.0
+    """So many seconds at most, in the whole run, for an idle machine."""
+
+
+@dataclass(frozen=True)
 class Row:
     """A case on a number of threads."""
 
@@ -49,11 +62,25 @@ class Row:
     measured: tuple[Measured, ...]
     absent: dict[str, str]
     """Why a library, or a mode of it, was not measured."""
+    date: str | None = None
+    """The day, `2026-12-31`; this and the next two are None where an older file has none."""
+    build: str | None = None
+    """Of this library: `build.build`."""
+    settings: Settings | None = None
+    """What was asked for; `rounds` is how many there were."""
 
     def best(self, peer: str) -> Measured | None:
         """Return a library in its fastest mode, None if it was not measured."""
         found = [m for m in self.measured if m.peer == peer]
         return min(found, key=lambda m: m.min, default=None)
+
+    def tells(self, peer: str, mode: str) -> bool:
+        """Tell whether a library was measured in a mode, or why it was not is said."""
+        return (
+            any((m.peer, m.mode) == (peer, mode) for m in self.measured)
+            or peer in self.absent
+            or f"{peer} {mode}" in self.absent
+        )
 
     @property
     def ours(self) -> Measured:
@@ -97,9 +124,18 @@ class Results:
                     "give another --json"
                 )
 
-    def has(self, case: Case, threads: int) -> bool:
-        """Tell whether a row is there."""
-        return any((row.case, row.threads) == (case, threads) for row in self.rows)
+    def find(self, case: Case, threads: int) -> Row | None:
+        """Return a row, None if it is not there."""
+        place = (case, threads)
+        return next((row for row in self.rows if (row.case, row.threads) == place), None)
+
+    def put(self, row: Row) -> None:
+        """Add a row, in the place of the one that is there of the same case and threads."""
+        old = self.find(row.case, row.threads)
+        if old is None:
+            self.rows.append(row)
+        else:
+            self.rows[self.rows.index(old)] = row
 
 
 def peak_key(dtype: str, threads: int) -> str:
@@ -164,6 +200,13 @@ def _is_absence(value: Any) -> bool:
     )
 
 
+def _like(pattern: str, what: str) -> Expected:
+    return (
+        lambda v: v is None or (isinstance(v, str) and bool(re.fullmatch(pattern, v))),
+        f"null or {what}",
+    )
+
+
 _NO_NETWORK = ("import", "size")
 _TEXT: Expected = (lambda v: isinstance(v, str), "a text")
 _LIST: Expected = (lambda v: isinstance(v, list), "a list")
@@ -196,6 +239,7 @@ _MEASURED = {
     "median_ratio": _ABOVE_0,
     "compile_seconds": _AT_LEAST_0,
 }
+_SETTINGS = {"rounds": _integer(1), "seconds": _ABOVE_0, "wait": _AT_LEAST_0}
 _ROW = {
     "case": _OBJECT,
     "threads": _integer(1),
@@ -206,6 +250,11 @@ _ROW = {
     ),
     "measured": _LIST,
     "absent": (_is_absence, "an object of libraries, each value a text"),
+}
+_SINCE: dict[str, Expected] = {  # files from before are without
+    "date": _like(r"\d{4}-\d\d-\d\d", "a date as 2026-12-31"),
+    "build": _like("[0-9a-f]{8}", "eight hex digits"),
+    "settings": (lambda v: v is None or isinstance(v, dict), "null or an object"),
 }
 
 
@@ -232,7 +281,11 @@ def _results(read: Any) -> Results:
 
 
 def _row(where: str, read: Any) -> Row:
-    row = _checked(where, read, _ROW)
+    if isinstance(read, dict):
+        read = {**dict.fromkeys(_SINCE), **read}
+    row = _checked(where, read, {**_ROW, **_SINCE})
+    if row["settings"] is not None:
+        row["settings"] = Settings(**_checked(f"{where}, settings", row["settings"], _SETTINGS))
     case = _checked(f"{where}, case", row["case"], _CASE)
     case["shape"] = tuple(case["shape"])
     table, task, cell, shape, dtype = (

@@ -6,39 +6,32 @@ import contextlib
 import math
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnn_xp.bench import machine
+from rnn_xp.bench.build import build
 from rnn_xp.bench.cases import Case
 from rnn_xp.bench.client import Asked, Worker, WorkerError, results_of
 from rnn_xp.bench.footprint import import_seconds, installed_bytes
-from rnn_xp.bench.peers import LIBRARIES, OURS, library
-from rnn_xp.bench.results import BenchError, Measured, Results, Row, peak_key
+from rnn_xp.bench.peers import LIBRARIES, OURS, library, missing
+from rnn_xp.bench.results import BenchError, Measured, Results, Row, Settings, peak_key
 
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 """Of the largest element of an output or a gradient."""
 _TURN = 0.01  # seconds; a shorter call is repeated as often as fits
 _SHORT = 0.05  # seconds; before a shorter call the caches are warmed by one that does not count
 _MOST = 10_000  # calls a turn
+_LONG = 5.0  # seconds, after which is said what is done
+_UNTIMED = ("memory", "size")  # on a busy machine the same
 _MEMORY_ROUNDS = 3  # each takes a new process
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long to measure."""
-
-    rounds: int = 15
-    """At least so many in a row,"""
-    seconds: float = 3.0
-    """and at least so long."""
-    wait: float = 60.0
-    """So many seconds at most, in the whole run, for an idle machine."""
 
 
 class Candidate(NamedTuple):
@@ -55,22 +48,81 @@ class Candidate(NamedTuple):
         return f"{self.peer} {self.mode}".strip()
 
 
-def run(
-    plan: Sequence[tuple[Case, int]],
-    peers: Sequence[str],
-    results: Results,
-    settings: Settings,
-    done: Callable[[Row], None],
-) -> None:
-    """Add the rows of a plan, cases and threads, to results, but for those that are there.
+class Job(NamedTuple):
+    """A row to measure."""
+
+    case: Case
+    threads: int
+    libraries: Sequence[str]
+    """This one among them."""
+
+    def __str__(self) -> str:
+        return f"{self.case}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+def turns(case: Case, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what is measured of a case: of these libraries those that it concerns, and modes."""
+    if case.task == "import":
+        return [(name, "") for name in names if LIBRARIES[name].statement]
+    if case.task == "size":
+        return [(name, "") for name in names if LIBRARIES[name].distributions]
+    if case.table == "memory":
+        return [(name, "") for name in names]
+    return [(name, mode) for name in names for mode in library(name).modes(case)]
+
+
+def left(plan: Sequence[tuple[Case, int]], names: Sequence[str], results: Results) -> list[Job]:
+    """Return what is to be measured: the rows that are not there, or lack one of the libraries.
+
+    Such a row is measured anew with the libraries that it has, too: ratios are of one run.
 
     Parameters
     ----------
-    plan : rows of one number of threads stand together
-    peers : names of `peers.LIBRARIES`, this library first
+    plan : cases and threads
+    names : of `peers.LIBRARIES`, this library among them
+
+    Raises
+    ------
+    BenchError
+        If a library that such a row has is not installed any more.
+    """
+    jobs = []
+    for case, threads in dict.fromkeys(plan):
+        row = results.find(case, threads)
+        old: set[str] = set()
+        if row is not None:
+            if all(row.tells(*turn) for turn in turns(case, names)):
+                continue
+            said = {name.partition(" ")[0] for name in row.absent}
+            old = {m.peer for m in row.measured} | {name for name in said if not missing(name)}
+        job = Job(case, threads, [name for name in LIBRARIES if name in {*names, *old}])
+        for name in job.libraries:
+            lacks = missing(name)
+            if lacks:
+                raise BenchError(
+                    f"{job}: the row there has {LIBRARIES[name].title}, but {lacks} is not "
+                    "installed to measure it anew: give another --json"
+                )
+        jobs.append(job)
+    return jobs
+
+
+def run(
+    jobs: Sequence[Job],
+    results: Results,
+    settings: Settings,
+    done: Callable[[Row], None],
+    say: Callable[[str], None],
+) -> None:
+    """Measure rows, and put them into results.
+
+    Parameters
+    ----------
+    jobs : those of one number of threads stand together
     results : gets the rows, the versions and the peaks
     settings : Settings
     done : called after each row
+    say : gets a line on what is done, where that takes long
 
     Raises
     ------
@@ -78,27 +130,40 @@ def run(
         If results differ, or this library itself cannot run a case.
     """
     patience = settings.wait
-    fleet = Fleet(peers, 0)
+    today, measured = date.today().isoformat(), build()
+    fleet = Fleet(0)
     try:
-        for case, threads in plan:
-            if results.has(case, threads):
-                continue
-            if threads != fleet.threads:
+        for job in jobs:
+            if job.threads != fleet.threads:
                 fleet.close()
-                fleet = Fleet(peers, threads)
-            patience = machine.wait_until_idle(fleet.pids, patience)
-            row = _row(case, fleet, results, settings)
-            results.rows.append(row)
+                fleet = Fleet(job.threads)
+            if job.case.table not in _UNTIMED:
+                with lasting(f"{job}: waiting for an idle machine", say):
+                    patience = machine.wait_until_idle(fleet.pids, patience)
+            row = _row(job, fleet, results, settings, say)
+            row = replace(row, date=today, build=measured, settings=settings)
+            results.put(row)
             done(row)
     finally:
         fleet.close()
 
 
+@contextlib.contextmanager
+def lasting(text: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Say what is done within, once, if it takes long."""
+    timer = threading.Timer(_LONG, say, [f"{text} …"])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 class Fleet:
     """The workers of one number of threads; started when first needed, and after a crash again."""
 
-    def __init__(self, names: Sequence[str], threads: int) -> None:
-        self.names = list(names)
+    def __init__(self, threads: int) -> None:
         self.threads = threads
         self.unusable: dict[str, str] = {}
         self._workers: dict[str, Worker] = {}
@@ -108,9 +173,9 @@ class Fleet:
         """The processes."""
         return [worker.pid for worker in self._workers.values()]
 
-    def workers(self) -> dict[str, Worker]:
-        """Return every library's worker; one that does not start stands in `unusable`."""
-        for name in self.names:
+    def workers(self, names: Sequence[str]) -> dict[str, Worker]:
+        """Return the workers of libraries; one that does not start stands in `unusable`."""
+        for name in names:
             worker = self._workers.get(name)
             if name in self.unusable or (worker is not None and worker.alive):
                 continue
@@ -122,7 +187,7 @@ class Fleet:
                 if name == OURS:
                     raise BenchError(f"{OURS}: {error}") from error
                 self.unusable[name] = str(error)
-        return {n: w for n, w in self._workers.items() if n not in self.unusable}
+        return {name: self._workers[name] for name in names if name not in self.unusable}
 
     def close(self) -> None:
         """End them."""
@@ -130,29 +195,39 @@ class Fleet:
             self._workers.popitem()[1].close()
 
 
-def _row(case: Case, fleet: Fleet, results: Results, settings: Settings) -> Row:
+def _row(
+    job: Job, fleet: Fleet, results: Results, settings: Settings, say: Callable[[str], None]
+) -> Row:
     """Measure one row, in the way that its task needs."""
-    threads, names = fleet.threads, fleet.names
-    if case.task == "import":
-        named = [name for name in names if LIBRARIES[name].statement]
-        return repeated(case, threads, named, settings.rounds, lambda n: import_seconds(n, threads))
-    if case.task == "size":
-        named = [name for name in names if LIBRARIES[name].distributions]
-        return repeated(case, threads, named, 1, installed_bytes)
-    if case.table == "memory":
-        rounds = min(settings.rounds, _MEMORY_ROUNDS)
-        able = {name: library(name).lacks(case) for name in names}
-        named = [name for name in names if not able[name]]
-        row = repeated(case, threads, named, rounds, lambda n: _memory(n, threads, case, results))
-        return replace(row, absent={**row.absent, **{n: why for n, why in able.items() if why}})
-    workers = fleet.workers()
+    case, threads, names = job
+    if case.table in ("import", "size", "memory"):
+        with lasting(f"{job}: measuring", say):
+            return _footprint(job, results, settings)
+    with lasting(f"{job}: starting the libraries", say):
+        workers = fleet.workers(names)
     for worker in workers.values():
         results.add_versions(worker.versions)
     key = peak_key(case.dtype, threads)
     if key not in results.peaks:
         results.peaks[key] = float(workers[OURS].ask("peak", dtype=case.dtype)["flops"])
-    row = measure(case, threads, workers, settings, fleet.pids)
-    return replace(row, absent={**fleet.unusable, **row.absent})
+    row = measure(job, workers, settings, say, fleet.pids)
+    unusable = {name: why for name, why in fleet.unusable.items() if name in names}
+    return replace(row, absent={**unusable, **row.absent})
+
+
+def _footprint(job: Job, results: Results, settings: Settings) -> Row:
+    """Measure a row that is not about speed."""
+    case, threads, names = job
+    named = [name for name, _ in turns(case, names)]
+    if case.task == "import":
+        return repeated(case, threads, named, settings.rounds, lambda n: import_seconds(n, threads))
+    if case.task == "size":
+        return repeated(case, threads, named, 1, installed_bytes)
+    rounds = min(settings.rounds, _MEMORY_ROUNDS)
+    lacks = {name: why for name in named if (why := library(name).lacks(case))}
+    able = [name for name in named if name not in lacks]
+    row = repeated(case, threads, able, rounds, lambda n: _memory(n, threads, case, results))
+    return replace(row, absent={**row.absent, **lacks})
 
 
 def _memory(name: str, threads: int, case: Case, results: Results) -> float:
@@ -191,10 +266,10 @@ def repeated(
 
 
 def measure(
-    case: Case,
-    threads: int,
+    job: Job,
     workers: Mapping[str, Asked],
     settings: Settings,
+    say: Callable[[str], None],
     pids: Sequence[int] = (),
 ) -> Row:
     """Compare the results of all workers, then time them in interleaved rounds.
@@ -202,6 +277,7 @@ def measure(
     Parameters
     ----------
     workers : name of `peers.LIBRARIES` → worker, this library among them
+    say : gets a line on what is done, where that takes long
     pids : their processes, which are not counted among the others
 
     Raises
@@ -209,14 +285,17 @@ def measure(
     BenchError
         If results differ, this library cannot run the case, or one that could fails later.
     """
+    case, threads, _ = job
     absent: dict[str, str] = {}
     try:
-        candidates = list(ready(case, workers, absent))
+        candidates = list(ready(job, workers, absent, say))
         others = machine.Others(pids)
         per_call = case.shape[0] if case.task == "streaming" else 1
+        with lasting(f"{job}: measuring", say):
+            times = interleaved(candidates, settings)
         values = {
-            (candidate.peer, candidate.mode): [seconds / per_call for seconds in times]
-            for candidate, times in interleaved(candidates, settings).items()
+            (candidate.peer, candidate.mode): [seconds / per_call for seconds in found]
+            for candidate, found in times.items()
         }
         share = others.share()
     finally:
@@ -228,8 +307,11 @@ def measure(
     return Row(case, threads, rounds, share, summary(values, compiling), absent)
 
 
-def ready(case: Case, workers: Mapping[str, Asked], absent: dict[str, str]) -> Iterator[Candidate]:
+def ready(
+    job: Job, workers: Mapping[str, Asked], absent: dict[str, str], say: Callable[[str], None]
+) -> Iterator[Candidate]:
     """Make a case ready in every library and mode that can run it, and compare the results."""
+    case = job.case
     reference: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for peer, worker in workers.items():
@@ -239,10 +321,12 @@ def ready(case: Case, workers: Mapping[str, Asked], absent: dict[str, str]) -> I
                 absent[peer] = reason
                 continue
             for mode in kind.modes(case):
+                what = f"{LIBRARIES[peer].title} {mode}".strip()
                 try:
-                    made = worker.ask("make", case=asdict(case), mode=mode)
+                    with lasting(f"{job}: making {what} ready", say):
+                        made = worker.ask("make", case=asdict(case), mode=mode)
+                        found = results_of(worker, mode, Path(folder))
                     candidate = Candidate(peer, mode, worker, made["compile"])
-                    found = results_of(worker, mode, Path(folder))
                 except WorkerError as error:
                     _give_up(peer, mode, case, error, absent)
                     continue

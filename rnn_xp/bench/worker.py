@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import mmap
 import os
 import signal
 import sys
@@ -90,7 +91,8 @@ class Session:
     def memory(self, case: dict[str, Any]) -> dict[str, Any]:
         """Return by how many bytes one call lets the resident memory grow, at its peak.
 
-        The library is warm from a tiny case, compiled code and inputs are there before.
+        The library is warm from a tiny case, compiled code and inputs are there before. Memory is
+        counted in pages: less than one is told as one.
         """
         made = case_of(case)
         tiny = case_of({**case, "shape": _TINY})
@@ -102,7 +104,7 @@ class Session:
         machine.reset_peak()
         before = machine.resident()
         run()
-        return {"bytes": machine.peak() - before}
+        return {"bytes": max(machine.peak() - before, mmap.PAGESIZE)}
 
 
 def case_of(values: dict[str, Any]) -> Case:

@@ -21,9 +21,9 @@ from rnn_xp.bench.cases import (
     Shape,
     cases,
 )
-from rnn_xp.bench.peers import LIBRARIES, OURS, PEERS, missing
-from rnn_xp.bench.results import BenchError, Results, Row, load, save
-from rnn_xp.bench.running import Settings, run
+from rnn_xp.bench.peers import FASTEST, LIBRARIES, OURS, PEERS, library, missing
+from rnn_xp.bench.results import BenchError, Results, Row, Settings, load, save
+from rnn_xp.bench.running import Job, left, run, turns
 from rnn_xp.cli.console import check_output
 from rnn_xp.cli.options import POSITIVE, add_command, count, number
 from rnn_xp.files import replace_file
@@ -87,7 +87,7 @@ def add_bench(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help="keep the figures here, row by row; the rows of a file that is there are not measured "
-        "again, so that a run can be continued",
+        "again, so that a run can be continued, unless a library that is asked for is not in them",
     )
     add("--out", type=Path, metavar="FILE", help="write the tables, Markdown, instead of printing")
     add(
@@ -114,8 +114,10 @@ def _bench(options: argparse.Namespace) -> int:
     plan = _plan(options)
     results = _start(options.json)
     peers = _usable(options.against or PEERS)
-    left = sum(not results.has(*row) for row in plan)
-    if not left:
+    jobs = left(plan, [OURS, *peers], results)
+    if options.plot is not None:
+        _check_drawable(jobs, results)
+    if not jobs:
         _say("every row is there: nothing to measure")
 
     def done(row: Row) -> None:
@@ -124,7 +126,7 @@ def _bench(options: argparse.Namespace) -> int:
         _say(_line(row))
 
     settings = Settings(options.rounds, options.seconds, options.wait)
-    run(plan, [OURS, *peers], results, settings, done)
+    run(jobs, results, settings, done, _say)
     _write(options, results)
     return 0
 
@@ -200,6 +202,25 @@ def _usable(names: Sequence[str]) -> list[str]:
     return usable
 
 
+def _check_drawable(jobs: Sequence[Job], results: Results) -> None:
+    """Raise if there would be nothing to draw."""
+    compared = any(
+        name in FASTEST and not library(name).lacks(job.case)
+        for job in jobs
+        for name, _ in turns(job.case, job.libraries)
+    )
+    grows = any(job.case.table.startswith("sweep") for job in jobs)
+    if not (compared or grows or any(map(_is_drawn, results.rows))):
+        raise BenchError(
+            f"--plot draws ratios to {report.JUDGES}, and growth: no row has either, give "
+            "one of these --against, or --task sweep"
+        )
+
+
+def _is_drawn(row: Row) -> bool:
+    return row.fastest is not None or row.case.table.startswith("sweep")
+
+
 def _line(row: Row) -> str:
     """Return a row while it is news: its figures, in SI units."""
     unit = report.TABLES[row.case.table][1]
@@ -241,7 +262,10 @@ def bench_figure(results: Results) -> plotting.Figure:
                 panel = curves.setdefault(f"{CELLS[cell]}: {axis}", {})
                 panel[LIBRARIES[peer].title] = line
     if not ratios and not curves:
-        raise BenchError("there is nothing to draw: no row has a peer")
+        raise BenchError(
+            f"there is nothing to draw: no row has a ratio to {report.JUDGES}, and none is of a "
+            "sweep"
+        )
     return plotting.benchmark(ratios, curves)
 
 

@@ -39,6 +39,11 @@ class Peer:
         """Return the ways to run a case, of which the fastest counts; the plain one first."""
         return ("",)
 
+    @staticmethod
+    def untried(case: Case) -> dict[str, str]:  # noqa: ARG004
+        """Return the ways in which a case that the library can run is not run, and why."""
+        return {}
+
     def versions(self) -> dict[str, str]:
         """Return the versions of what is measured."""
         raise NotImplementedError

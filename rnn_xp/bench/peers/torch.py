@@ -39,10 +39,20 @@ class Library(Peer):
         """Return `` (eager), `compiled`; in a stream also `cell` and `compiled cell`."""
         if case.task == "streaming":
             return ("", "cell", "compiled cell")
+        return ("",) if Library.untried(case) else ("", "compiled")
+
+    @staticmethod
+    def untried(case: Case) -> dict[str, str]:
+        """Return why `compiled` is left out."""
+        if case.task == "streaming":
+            return {}
+        if case.ragged:
+            return {"compiled": "is not tried on ragged batches"}
         steps = case.shape[0] * case.layers * (1 + case.bidirectional)
         packs = case.task == "inference" and case.cell == "lstm" and case.dtype == "float32"
-        compiles = not case.ragged and (packs or steps <= _UNROLLED)
-        return ("", "compiled") if compiles else ("",)
+        if packs or steps <= _UNROLLED:
+            return {}
+        return {"compiled": f"is not tried where it unrolls more than {_UNROLLED} steps"}
 
     def versions(self) -> dict[str, str]:
         """Return PyTorch's."""
