@@ -86,6 +86,9 @@ class Case:
         }
 
 
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+
 def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     """Run a case forward and backward; return all that comes out, by name."""
     given_ = case.arrays()
@@ -99,9 +102,11 @@ def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     loops = [Loop(cell, OPS, ragged, each == "b") for each in case.directions]
     passes = [runner.run(loops, folded, x, given_["state"], keep=keep) for keep in (True, False)]
     (y, last, kept), (y_inference, last_inference, _) = passes
-    np.testing.assert_array_equal(y, y_inference)
-    for a, b in zip(last, last_inference, strict=True):
-        np.testing.assert_array_equal(a, b)
+    for a, b in zip((y, *last), (y_inference, *last_inference), strict=True):
+        # The core's chunks are shorter in inference, and its products then round otherwise.
+        exact = isinstance(runner, native.Native)
+        most = 0.0 if exact else TOLERANCE[case.dtype] * max(1.0, float(np.abs(a).max()))
+        np.testing.assert_allclose(a, b, rtol=0, atol=most)
     y += 1000.0  # what is kept does not depend on it
     dy, dstate = given_["dy"], given_["dstate"]
     gradients, dx, first = runner.run_backward(loops, weights, kept, dy, dstate)
@@ -121,7 +126,7 @@ def compare(case: Case, runner: Engine) -> None:
     too, and may be small where they cancel out. In float64 each is held against itself.
     """
     ours, core = results(case, runner), results(case, CORE)
-    tolerance = {"float32": 2e-5, "float64": 1e-12}[case.dtype]
+    tolerance = TOLERANCE[case.dtype]
     assert ours.keys() == core.keys()
     largest = {name: float(np.abs(a).max()) for name, a in core.items()}
     of_gradients = max(size for name, size in largest.items() if name.startswith("d"))
