@@ -134,7 +134,7 @@ def _scope_of(array: Array) -> contextlib.AbstractContextManager[Any] | None:
     """Return the context in which CuPy computes on the device of `array`; None if it is none."""
     try:
         name = _compat_namespace(array).__name__
-    except TypeError:
+    except (TypeError, AttributeError):  # the second where a library is blocked by `None`
         return None
     return device_of(array) if name.endswith("cupy") else contextlib.nullcontext()
 

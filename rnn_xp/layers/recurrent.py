@@ -198,7 +198,7 @@ class Recurrent:
         """
         xp = check_params(self, params)
         copies = {name: xp.asarray(a, copy=True) for name, a in params.items()}
-        made = self._fold(xp, copies)
+        made = self._fold(copies, xp)
         return made._replace(at_once=at_once(made.engine, self.cell, made.levels, made.like))
 
     def __call__(
@@ -236,7 +236,7 @@ class Recurrent:
                 whole = self._at_once(params, x, state, keep=False)
                 if whole is not None:
                     return whole[0], whole[1]
-            params = self._fold(check_params(self, params), params)
+            params = self._fold(params, check_params(self, params))
         elif params.layer is not self and params.layer != self:
             raise ValueError(f"params were prepared by {params.layer}, not by {self}")
         elif params.at_once is not None and lengths is None:
@@ -277,7 +277,7 @@ class Recurrent:
             if done is not None:
                 return done
         xp = check_params(self, params)
-        prepared = self._fold(xp, params)
+        prepared = self._fold(params, xp)
         cache = Cache(self, self._arrays(params), prepared.engine, prepared.like)
         y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
         return y, state, cache
@@ -396,7 +396,7 @@ class Recurrent:
         return y, state, cache
 
     @on_its_device
-    def _fold(self, xp: Namespace, params: Params) -> Prepared:
+    def _fold(self, params: Params, xp: Namespace) -> Prepared:
         weights = self._weights(params)
         like = weights[0][0]["weight_ih"]
         chosen = self._engine(like)
