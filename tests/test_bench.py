@@ -665,6 +665,15 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) 
     assert said in fails(tmp_path, "bench", *SMALL[:6], *arguments)
 
 
+@pytest.fixture
+def all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every library seem to be there, beside matplotlib."""
+    need_module("matplotlib")
+    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda _: "")
+    monkeypatch.setattr("rnn_xp.bench.running.missing", lambda _: "")
+
+
+@pytest.mark.usefixtures("all_installed")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -676,14 +685,12 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) 
 def test_a_picture_of_nothing_is_refused_before_anything_is_measured(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    need_module("matplotlib")
-    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda _: "")
-    monkeypatch.setattr("rnn_xp.bench.running.missing", lambda _: "")
     monkeypatch.setattr("rnn_xp.cli.bench.run", lambda *_: pytest.fail("was measured"))
     said = fails(tmp_path, "bench", *arguments, "--plot", "b.png")
     assert "--plot draws ratios to the fastest of PyTorch, JAX and onnxruntime, and growth" in said
 
 
+@pytest.mark.usefixtures("all_installed")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -695,9 +702,6 @@ def test_a_picture_of_nothing_is_refused_before_anything_is_measured(
 def test_a_picture_of_something_is_not_refused(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    need_module("matplotlib")
-    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda _: "")
-    monkeypatch.setattr("rnn_xp.bench.running.missing", lambda _: "")
     measured: list[Job] = []
     monkeypatch.setattr("rnn_xp.cli.bench.run", lambda jobs, *_: measured.extend(jobs))
     monkeypatch.setattr("rnn_xp.cli.bench._write", lambda *_: None)
