@@ -7,7 +7,8 @@ labelled sequences, windows of a series, pictures with captions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -15,15 +16,37 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp import optim
-from rnn_xp.backend import Array, to_floats
+from rnn_xp.backend import Array, Backend, to_floats
+from rnn_xp.batches import Batch, move
 from rnn_xp.random import Seed, generator, spawn
 
 Params = dict[str, Array]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-Gradients = Callable[[Params, Indices, Seed], tuple[Array, Params]]
-"""(params, the examples of a batch, a seed for dropout) → mean loss, gradients."""
 
 _ORDER, _DROPOUT = 0, 1  # the streams of random numbers under the seed
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The mean loss of some examples, and its gradients."""
+
+    backend: Backend
+    """Where they are computed; as the parameters."""
+    dtype: str
+    """Of floating-point arrays there."""
+    load: Callable[[Indices, Seed], Batch]
+    """(the examples, a seed for noise) → the batch, on the host."""
+    of: Callable[[Params, Batch, Seed], tuple[Array, Params]]
+    """(params, the batch on the backend, a seed for dropout) → mean loss, gradients."""
+
+    def __call__(self, params: Params, indices: Indices, seed: Seed) -> tuple[Array, Params]:
+        """Return the mean loss of these examples, and its gradients."""
+        with closing(self.batches([(indices, seed)])) as batches:
+            return self.of(params, next(batches), seed)
+
+    def batches(self, drawn: Iterable[tuple[Indices, Seed]]) -> Generator[Batch, None, None]:
+        """Yield batches on the backend."""
+        return move(self.backend, self.dtype, (self.load(*each) for each in drawn))
 
 
 @dataclass(frozen=True)
@@ -91,8 +114,8 @@ def fit(
     ----------
     params : dict of arrays
         Where to begin.
-    gradients : function
-        (params, indices, seed) → the mean loss of these examples, and its gradients.
+    gradients : Gradients
+        Of the mean loss of some examples.
     count : int
         The number of examples; each epoch draws a new order of 0..count-1.
     settings : Settings
@@ -117,15 +140,21 @@ def fit(
     for epoch in range(1, settings.epochs + 1):
         order = generator(spawn(settings.seed, _ORDER, epoch)).permutation(count)
         start, losses = perf_counter(), list[Array]()
-        for k in range(batches):
-            if stop():
-                return _fitted(best, "stopped", best_epoch, best_loss)
-            indices = order[k * settings.batch_size : (k + 1) * settings.batch_size]
-            seed = spawn(settings.seed, _DROPOUT, epoch, k)
-            loss, found = gradients(params, indices, seed)
-            found, norm = optim.clip_by_global_norm(found, settings.clip)
-            params, state = optimizer.update(found, state, params)
-            losses.append(loss)
+        drawn = [
+            (
+                order[k * settings.batch_size : (k + 1) * settings.batch_size],
+                spawn(settings.seed, _DROPOUT, epoch, k),
+            )
+            for k in range(batches)
+        ]
+        with closing(gradients.batches(drawn)) as moved:
+            for (_, seed), batch in zip(drawn, moved, strict=True):
+                if stop():
+                    return _fitted(best, "stopped", best_epoch, best_loss)
+                loss, found = gradients.of(params, batch, seed)
+                found, norm = optim.clip_by_global_norm(found, settings.clip)
+                params, state = optimizer.update(found, state, params)
+                losses.append(loss)
         # A GPU is not waited for before this line.
         total_loss = _total(losses, count, settings.batch_size)
         speed = count / (perf_counter() - start)

@@ -462,6 +462,7 @@ def test_what_is_asked_of_devices_streams_and_kernels_is_cupys() -> None:
         (cuda.Event.record, ("self",), {}),
         (cuda.Event.synchronize, ("self",), {}),
         (cupy.RawModule.get_function, ("self", "name"), {}),
+        (need_module("cupyx").empty_pinned, (8,), {"dtype": np.uint8}),
     ]
     for theirs, args, kwargs in calls:
         standin.signature_of(theirs).bind(*args, **kwargs)

@@ -24,7 +24,7 @@ ORDER = (
     {"training", "fitting", "sampling", "decoding", "onnx", "interop"},
     {"checkpoint"},
     {"captioner", "models"},
-    {"layers", "losses", "optim", "text", "datasets"},
+    {"batches", "layers", "losses", "optim", "text", "datasets"},
     {"accelerate"},
     {"recurrence", "init", "random", "sequences", "sequence_files", "table"},
     {"cells", "files"},

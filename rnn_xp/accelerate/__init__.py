@@ -8,7 +8,7 @@ because a benchmark shows that it pays, and a test ties it to the core.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -17,7 +17,7 @@ import numpy as np
 
 from rnn_xp import recurrence
 from rnn_xp.accelerate import heap, native
-from rnn_xp.backend import Array, Namespace, Operations, array_namespace
+from rnn_xp.backend import Array, Backend, Namespace, Operations, array_namespace
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
 
@@ -283,6 +283,15 @@ def engine(cell: Cell, like: Array) -> Engine:
 
         return cuda.choose()
     return CORE
+
+
+def ahead(backend: Backend) -> Callable[[Backend, str, Iterable[Any]], Iterator[Any]] | None:
+    """Return what moves batches to a device while it computes; None where they need not travel."""
+    if not backend.xp.__name__.endswith("cupy"):
+        return None
+    from rnn_xp.accelerate.cuda import pieces
+
+    return pieces.ahead
 
 
 def product(ops: Operations, a: Array, b: Array, bias: Array | None = None) -> Array:

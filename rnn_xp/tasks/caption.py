@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnn_xp.backend import Array, Backend, dtype_name, to_floats
+from rnn_xp.batches import Batch, move
 from rnn_xp.captioner import END, Captioner
 from rnn_xp.datasets import load_digits
 from rnn_xp.decoding import beam_search, greedy
@@ -139,7 +141,7 @@ def split(pictures: Pictures, part: float = HELD_OUT) -> tuple[Pictures, Picture
     return pictures.take(range(first)), pictures.take(range(first, count))
 
 
-class Batch(NamedTuple):
+class Encoded(NamedTuple):
     """Captions as numbers, padded to the longest: T is its words and the end."""
 
     words: HostArray
@@ -224,7 +226,7 @@ class Reader:
         result: HostArray = (rows - self.mean) / self.deviation
         return result
 
-    def encode(self, captions: Sequence[str]) -> Batch:
+    def encode(self, captions: Sequence[str]) -> Encoded:
         """Return captions as numbers.
 
         Raises
@@ -246,7 +248,7 @@ class Reader:
         for k, row in enumerate(rows):
             targets[: len(row), k] = row
         words = np.concatenate([np.full((1, len(rows)), start), targets[:-1]])
-        return Batch(words, targets, lengths)
+        return Encoded(words, targets, lengths)
 
     def decode(self, words: Sequence[int]) -> str:
         """Return words as a caption, as `tidy` writes it."""
@@ -256,37 +258,44 @@ class Reader:
 def gradients_of(
     model: Captioner, backend: Backend, dtype: str, reader: Reader, pictures: Pictures
 ) -> Gradients:
-    """Return the function that `fit` calls: the mean loss of a word, and its gradients."""
+    """Return what `fit` takes: the mean loss of a word, and its gradients."""
     pixels = reader.pixels(pictures.images)
     captions = pictures.captions or ()
 
-    def gradients(params: Params, indices: Indices, seed: Seed) -> tuple[Array, Params]:
-        batch = reader.encode([captions[k] for k in indices])
-        images = backend.asarray(pixels[indices], dtype)
+    def load(indices: Indices, _: Seed) -> Batch:
+        return _batch(pixels[indices], reader.encode([captions[k] for k in indices]))
+
+    def of(params: Params, batch: Batch, seed: Seed) -> tuple[Array, Params]:
+        images, words, targets, mask = batch.arrays
         logits, cache = model.forward(
-            params, images, backend.asarray(batch.words), lengths=batch.lengths, dropout_seed=seed
+            params, images, words, lengths=batch.lengths, dropout_seed=seed
         )
-        mask = backend.asarray(batch.mask)
-        mean, dlogits = softmax_cross_entropy(logits, backend.asarray(batch.targets), mask=mask)
+        mean, dlogits = softmax_cross_entropy(logits, targets, mask=mask)
         return mean, model.backward(params, cache, dlogits)[0]
 
-    return gradients
+    return Gradients(backend, dtype, load, of)
+
+
+def _batch(pixels: HostArray, captions: Encoded) -> Batch:
+    """Return pictures, what the model reads, what follows, and where there is something."""
+    arrays = pixels, captions.words, captions.targets, captions.mask
+    return Batch(arrays, captions.lengths)
 
 
 def loss_of(
     model: Captioner, params: Params, backend: Backend, reader: Reader, pictures: Pictures
 ) -> float:
     """Return the mean loss of a word, in nats, the end of a caption among the words."""
-    sums, count = [], 0
-    for images, captions in _batches(params, backend, reader, pictures):
-        batch = reader.encode(captions or ())
-        words, mask = backend.asarray(batch.words), backend.asarray(batch.mask)
-        logits, _ = model.forward(params, images, words, lengths=batch.lengths)
-        targets = backend.asarray(batch.targets)
-        loss, _ = softmax_cross_entropy(logits, targets, mask=mask, reduction="sum")
-        sums.append(loss)
-        count += int(batch.lengths.sum())
-    return sum(to_floats(sums)) / count
+    pixels, captions = reader.pixels(pictures.images), pictures.captions or ()
+    parts = [(pixels[part], reader.encode(captions[part])) for part in _parts(len(pixels))]
+    sums, loaded = [], (_batch(*part) for part in parts)
+    with closing(move(backend, _dtype(params), loaded)) as batches:
+        for batch in batches:
+            images, words, targets, mask = batch.arrays
+            logits, _ = model.forward(params, images, words, lengths=batch.lengths)
+            loss, _ = softmax_cross_entropy(logits, targets, mask=mask, reduction="sum")
+            sums.append(loss)
+    return sum(to_floats(sums)) / sum(int(encoded.lengths.sum()) for _, encoded in parts)
 
 
 class Written(NamedTuple):
@@ -328,24 +337,25 @@ def write_captions(
         If `beam` or `max_length` is less than 1.
     """
     longest = reader.longest if max_length is None else max_length
+    pixels = reader.pixels(images)
     written = []
-    for rows, _ in _batches(params, backend, reader, Pictures(images)):
-        found = (
-            greedy(model, params, backend, rows, longest)
-            if beam == 1
-            else beam_search(model, params, backend, rows, beam, longest)
-        )
-        written += [Written(reader.decode(words), score) for words, score in found]
+    loaded = (Batch((pixels[part],)) for part in _parts(len(pixels)))
+    with closing(move(backend, _dtype(params), loaded)) as batches:
+        for batch in batches:
+            (rows,) = batch.arrays
+            found = (
+                greedy(model, params, backend, rows, longest)
+                if beam == 1
+                else beam_search(model, params, backend, rows, beam, longest)
+            )
+            written += [Written(reader.decode(words), score) for words, score in found]
     return written
 
 
-def _batches(
-    params: Params, backend: Backend, reader: Reader, pictures: Pictures, size: int = 256
-) -> Iterator[tuple[Array, tuple[str, ...] | None]]:
-    """Yield pictures on the backend, and their captions, some at a time."""
-    dtype = dtype_name(next(iter(params.values())).dtype)
-    pixels = reader.pixels(pictures.images)
-    for start in range(0, len(pictures), size):
-        part = slice(start, start + size)
-        captions = pictures.captions and pictures.captions[part]
-        yield backend.asarray(pixels[part], dtype), captions
+def _parts(count: int, size: int = 256) -> Iterator[slice]:
+    """Yield slices that cut so many pictures into batches."""
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _dtype(params: Params) -> str:
+    return dtype_name(next(iter(params.values())).dtype)

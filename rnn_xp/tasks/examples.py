@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from rnn_xp.backend import Array, Backend, to_numpy
+from rnn_xp.batches import Batch, move
 from rnn_xp.fitting import Gradients, Indices, Params
 from rnn_xp.models import Chain
 from rnn_xp.random import Seed, generator, spawn
@@ -28,7 +30,7 @@ def gradients_of(
     *,
     noise: float = 0.0,
 ) -> Gradients:
-    """Return the function that `fit` calls: the loss over a batch of examples, and its gradients.
+    """Return what `fit` takes: the loss over a batch of examples, and its gradients.
 
     Parameters
     ----------
@@ -47,21 +49,23 @@ def gradients_of(
         penalty on steep outputs (C. M. Bishop, "Training with noise is equivalent to Tikhonov
         regularization", Neural Computation 7 (1995) 108-116).
     """
-    kind = dtype if targets.dtype.kind == "f" else None
 
-    def gradients(params: Params, indices: Indices, seed: Seed) -> tuple[Array, Params]:
+    def load(indices: Indices, seed: Seed) -> Batch:
         batch = sequences.take(indices)
         values = batch.padded()
         if noise:
             drawn = generator(spawn(seed, len(model.layers))).standard_normal(values.shape)
             values = values + noise * drawn
-        x = backend.asarray(values, dtype)
+        return Batch((values, targets[indices]), batch.lengths)
+
+    def of(params: Params, batch: Batch, seed: Seed) -> tuple[Array, Params]:
+        x, wanted = batch.arrays
         y, _, cache = model.forward(params, x, lengths=batch.lengths, dropout_seed=seed)
-        mean, dy = loss(y, backend.asarray(targets[indices], kind))
+        mean, dy = loss(y, wanted)
         dparams, _, _ = model.backward(params, cache, dy)
         return mean, dparams
 
-    return gradients
+    return Gradients(backend, dtype, load, of)
 
 
 def outputs_of(
@@ -79,11 +83,16 @@ def outputs_of(
     """
     prepared = model.prepare(params)
     order = np.argsort(sequences.lengths, kind="stable")
-    parts = []
-    for start in range(0, len(order), batch_size):
+
+    def load(start: int) -> Batch:
         batch = sequences.take(order[start : start + batch_size])
-        y, _ = model(prepared, backend.asarray(batch.padded(), dtype), lengths=batch.lengths)
-        parts.append(to_numpy(y))
+        return Batch((batch.padded(),), batch.lengths)
+
+    parts = []
+    with closing(move(backend, dtype, map(load, range(0, len(order), batch_size)))) as batches:
+        for batch in batches:
+            y, _ = model(prepared, *batch.arrays, lengths=batch.lengths)
+            parts.append(to_numpy(y))
     outputs = np.concatenate(parts)
     outputs[order] = outputs.copy()
     return outputs
