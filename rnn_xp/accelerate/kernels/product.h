@@ -33,6 +33,7 @@ INLINE long upward(long a, long b) { return (a + b - 1) / b; }
 
 constexpr long LINE = 64;    // bytes of a cache line
 constexpr int TOGETHER = 8;  // lines that are fetched at once
+constexpr long SOON = 2048;  // bytes ahead, from where a single row has a panel fetched
 constexpr long BLOCK = 1024;  // of K: so much of a panel, and of the next one, the second cache holds
 
 // M rows of A against a panel of N vectors. A[row][k] stands at A[row * by_row + k * by_k]. `init`
@@ -63,6 +64,9 @@ void tile(long K, const T* A, long by_row, long by_k, const T* W, const T* init,
     }
 #pragma GCC unroll 1
     do {
+      if constexpr (M == 1)  // little is computed with what is read
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) __builtin_prefetch((const char*)(W + j * L) + SOON, 0, 3);
       if constexpr (TILE_ROWS > TILE_VECTORS) {  // many registers: the weights stay in them
         V w[N];
 #pragma GCC unroll 8

@@ -119,7 +119,7 @@ struct Recurrence {
   static constexpr long SECOND_CACHE = 1 << 20;       // bytes, on most processors
   static constexpr long CHUNK_ROWS = 512;
   static constexpr long CHUNK_BYTES = 512 * 1024;     // of `gates`, in a forward chunk
-  static constexpr long CHUNK_NUMBERS = 2304 * 1024;  // in `Backward`, of a chunk
+  static constexpr long CHUNK_NUMBERS = 2400 * 1024;  // in `Backward`, of a chunk
 
   const Cell<T>& cell;
   const Call& a;
@@ -302,11 +302,14 @@ struct Recurrence {
   NOINLINE void gradient(const T* columns, int first, int last, long rows, const T* operand,
                          long width, void* dW) const {
     const Span own = share(units, team);
+    const bool distant = far(width, last - first, 1);
     for (long v = 0; v < upward(width, L); v += TILE_VECTORS) {
       const int n = (int)least(TILE_VECTORS, upward(width, L) - v);
       for (int g = first; g < last; g++)
         for (long u = own.first; u < own.last; u++) {
           T* out = (T*)dW + (g * H + u * L) * width + v * L;
+          for (long l = L; distant && l < 2 * L; l++)  // of the next unit vector
+            for (int j = 0; j < n; j++) __builtin_prefetch(out + l * width + j * L, 1, 2);
           panel_product<T>(0, least(L, H - u * L), rows, columns + (g * units + u) * rows * L, 1, L,
                            operand + v * L * rows, n, out, width, out, width, width - v * L);
         }
