@@ -217,9 +217,9 @@ struct Recurrence {
       __builtin_memcpy((T*)to + r * H, from + r * padded, sizeof(T) * H);
   }
 
-  void clear(void* p, int gates, long ld) const {
-    const Span mine = share(gates * H, team);
-    if (p) __builtin_memset((T*)p + mine.first * ld, 0, sizeof(T) * (mine.last - mine.first) * ld);
+  void clear(void* bias) const {
+    const Span mine = share(cell.x_gates * H, team);
+    if (bias) __builtin_memset((T*)bias + mine.first, 0, sizeof(T) * (mine.last - mine.first));
   }
 
   void clear_sums(T* sums) const {
@@ -298,9 +298,10 @@ struct Recurrence {
       }
   }
 
-  // Rows of the gates [first, last) of dW += da^T operand, for the own units; the operand is packed.
+  // Rows of the gates [first, last) of da^T operand, for the own units; the operand is packed. Added
+  // to dW, unless this is the first chunk.
   NOINLINE void gradient(const T* columns, int first, int last, long rows, const T* operand,
-                         long width, void* dW) const {
+                         long width, void* dW, bool add) const {
     const Span own = share(units, team);
     const bool distant = far(width, last - first, 1);
     for (long v = 0; v < upward(width, L); v += TILE_VECTORS) {
@@ -311,7 +312,8 @@ struct Recurrence {
           for (long l = L; distant && l < 2 * L; l++)  // of the next unit vector
             for (int j = 0; j < n; j++) __builtin_prefetch(out + l * width + j * L, 1, 2);
           panel_product<T>(0, least(L, H - u * L), rows, columns + (g * units + u) * rows * L, 1, L,
-                           operand + v * L * rows, n, out, width, out, width, width - v * L);
+                           operand + v * L * rows, n, add ? out : nullptr, width, out, width,
+                           width - v * L);
         }
     }
   }
@@ -531,10 +533,8 @@ struct Recurrence {
       clear_sums(b.w_ih);
     else
       pack_transposed((const T*)a.weight_ih, cell.x_gates, I, TILE_VECTORS, b.w_ih);
-    clear(a.dbias_ih, cell.x_gates, 1);
-    clear(a.dbias_hh, cell.x_gates, 1);
-    clear(a.dweight_ih, cell.x_gates, I);
-    clear(a.dweight_hh, cell.x_gates, H);
+    clear(a.dbias_ih);
+    clear(a.dbias_hh);
     copy_in(a.dh_last, b.carry);
     if (cell.has_c) copy_in(a.dc_last, b.dc);
     sync();
@@ -565,7 +565,7 @@ struct Recurrence {
         after = s.da_hh;
       }
       sync();
-      weight_gradients(b, k, low, count, da, da_hh);
+      weight_gradients(b, k, low, count, da, da_hh, done > 0);
       sync();
       if (done + count < steps) {  // its last step goes to the row beside the next chunk
         const long next = least(chunk, steps - done - count);
@@ -584,9 +584,9 @@ struct Recurrence {
     if (cell.has_c) copy_out(b.dc, a.dc0);
   }
 
-  // Add a chunk's part to the gradients of the weights, and write its dx.
+  // Form a chunk's part of the gradients of the weights, and write its dx. `add`: it is not the first.
   void weight_gradients(const Backward& b, const Kept& k, long low, long count, const T* da,
-                        const T* da_hh) const {
+                        const T* da_hh, bool add) const {
     const long rows = count * B;
     pack_states(k.h + (low + a.reverse) * B * padded, rows, b.h);
     if (!a.indices) {
@@ -599,14 +599,14 @@ struct Recurrence {
     if (a.indices)
       add_at_indices(b.columns, cell.x_gates, low, rows, b.w_ih);
     else
-      gradient(b.columns, 0, cell.x_gates, rows, b.x, I, a.dweight_ih);
+      gradient(b.columns, 0, cell.x_gates, rows, b.x, I, a.dweight_ih, add);
     if (apart) gather_columns(da_hh, cell.da_hh, rows, b.columns, nullptr, a.dbias_hh);
-    gradient(b.columns, 0, cell.h_gates, rows, b.h, H, a.dweight_hh);
+    gradient(b.columns, 0, cell.h_gates, rows, b.h, H, a.dweight_hh, add);
     if (cell.u_gates) {
       sync();
       pack_states(k.u + low * B * padded, rows, b.h);
       sync();
-      gradient(b.columns, cell.h_gates, cell.da, rows, b.h, H, a.dweight_hh);
+      gradient(b.columns, cell.h_gates, cell.da, rows, b.h, H, a.dweight_hh, add);
     }
   }
 };
