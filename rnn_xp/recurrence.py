@@ -127,16 +127,19 @@ def _run_step(
 
 
 def _columns(
-    cell: Cell, ops: Operations, state: Sequence[Array | None], x: Array
+    cell: Cell, ops: Operations, state: Sequence[Array | None], x: Array, *, fresh: bool = False
 ) -> tuple[Array, ...]:
-    """Return the parts of a state as fresh columns (H, B)."""
+    """Return the parts of a state as columns (H, B); `fresh`: they will be written over."""
     columns = []
     for size, part in zip(cell.state_sizes, state, strict=True):
         shape = (size, x.shape[1])
         if part is None:
             columns.append(ops.xp.zeros(shape, dtype=x.dtype, device=device_of(x)))
         else:
-            columns.append(ops.copy(part.T, out=ops.buffer(shape, x)))
+            column = part.T
+            columns.append(
+                ops.copy(column, out=ops.buffer(shape, x)) if fresh else ops.contiguous(column)
+            )
     return tuple(columns)
 
 
@@ -227,7 +230,7 @@ def run_backward(
     held = [ops.buffer((rows, batch), dy) for rows in cell.state_sizes]
     dx = ops.buffer((steps, batch, size), dy)
     total: Weights = {}
-    columns: Sequence[Array] = _columns(cell, ops, dstate, dy)
+    columns: Sequence[Array] = _columns(cell, ops, dstate, dy, fresh=True)
     for chunk in reversed(chunks):
         made, columns = _run_chunk_backward(loop, weights, w, chunk, dy, columns, work, held)
         gradients, dx_rows = cell.gradients(ops, weights, chunk, made)
