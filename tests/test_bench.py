@@ -281,6 +281,30 @@ def test_the_machine_is_read_as_linux_shows_it() -> None:
         assert len(machine.usable()) == 1
 
 
+CPUINFO = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (2 * f"{CPUINFO}\n", "AMD EPYC (cpu family 26, model 2)"),
+        ("processor\t: 0\nBogoMIPS\t: 100.00\n", "Abacus"),
+        (None, "Abacus"),
+    ],
+)
+def test_a_processor_s_name(
+    text: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any, **__: Any) -> str:
+        if text is None:
+            raise FileNotFoundError
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr("platform.processor", lambda: "Abacus")
+    assert machine.processor() == expected
+
+
 # Workers
 
 

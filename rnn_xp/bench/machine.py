@@ -39,12 +39,15 @@ def describe() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Return the processor's name."""
+    """Return the processor's name, and where Linux tells them its family and model: names repeat."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    said = dict(re.findall(r"^(\S[^\t\n]*)\s*: (.+)$", text.partition("\n\n")[0], re.MULTILINE))
+    name = said.get("model name") or platform.processor() or platform.machine()
+    kind = [f"{key} {said[key]}" for key in ("cpu family", "model") if key in said]
+    return f"{name} ({', '.join(kind)})" if kind else name
 
 
 def blas() -> str:
