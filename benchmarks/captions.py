@@ -27,10 +27,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp.backend import select
+from rnn_xp.bench.machine import processor, usable
 from rnn_xp.captioner import caption_model
 from rnn_xp.checkpoint import load
 from rnn_xp.cli import main as command_line
 from rnn_xp.cli.caption import DEFAULT
+from rnn_xp.cli.options import Parser
 from rnn_xp.fitting import fit
 from rnn_xp.random import spawn
 from rnn_xp.tasks.caption import (
@@ -123,7 +125,8 @@ def main() -> None:
     train, test = split(load_digit_pictures())
     inner, outer = split(train)
     print(
-        f"{cpu()}; Python {platform.python_version()}, NumPy {np.__version__}, float32\n\n"
+        f"{processor()}, {len(usable())} CPUs; Python {platform.python_version()}, NumPy "
+        f"{np.__version__}, float32\n\n"
         f"## The choice, on {len(outer)} of the {len(train)} training pictures\n\n"
         f"Trained on the other {len(inner)}; mean of {CHOICE_SEEDS} seeds; 128 hidden units. First "
         "the grid, then one change at a\ntime of what was best in it by the loss.\n\n"
@@ -169,14 +172,6 @@ def row(values: Mapping[str, float]) -> str:
     return " | ".join(f"{100 * value:.1f}" for value in values.values())
 
 
-def cpu() -> str:
-    """Return the processor's name and how many threads there are."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} threads"
-    return platform.processor()
-
-
 if __name__ == "__main__":
+    Parser(description=__doc__.splitlines()[0]).parse_args()
     main()

@@ -33,6 +33,7 @@ from statsmodels.tsa.ar_model import AutoReg, ar_select_order
 from rnn_xp.backend import select
 from rnn_xp.checkpoint import load
 from rnn_xp.cli import main as command_line
+from rnn_xp.cli.options import Parser
 from rnn_xp.cli.series import DEFAULT
 from rnn_xp.fitting import fit
 from rnn_xp.models import sequence_model
@@ -226,4 +227,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Parser(description=__doc__.splitlines()[0]).parse_args()
     main()

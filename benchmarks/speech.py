@@ -27,8 +27,10 @@ import numpy as np
 
 from rnn_xp import losses, sequence_model
 from rnn_xp.backend import select
+from rnn_xp.bench.machine import processor, usable
 from rnn_xp.cli import main as command_line
 from rnn_xp.cli.classify import DEFAULT
+from rnn_xp.cli.options import Parser
 from rnn_xp.datasets import load_japanese_vowels
 from rnn_xp.fitting import fit
 from rnn_xp.random import generator, spawn
@@ -190,7 +192,8 @@ BASELINES = {
 def main() -> None:
     train, test = load_japanese_vowels()
     print(
-        f"{cpu()}; Python {platform.python_version()}, NumPy {np.__version__}, float32\n\n"
+        f"{processor()}, {len(usable())} CPUs; Python {platform.python_version()}, NumPy "
+        f"{np.__version__}, float32\n\n"
         f"## Cross-validation on the {len(train)} training utterances\n\n"
         f"{REPEATS} x {FOLDS} folds, classes spread evenly; bidirectional, dropout 0.5. First the "
         "grid, then\none change at a time of what was best in it by the cross-entropy.\n\n"
@@ -230,14 +233,6 @@ def tried(choice: Choice, train: Sequences) -> float:
     return loss
 
 
-def cpu() -> str:
-    """Return the processor's name and how many threads there are."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} threads"
-    return platform.processor()
-
-
 if __name__ == "__main__":
+    Parser(description=__doc__.splitlines()[0]).parse_args()
     main()

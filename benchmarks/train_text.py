@@ -5,13 +5,15 @@
 Both read the same text in the same batches, from the same initial weights: embedding, GRU or LSTM,
 linear layer, cross-entropy, clipping, Adam, a cosine schedule. Each runs in a process of its own on
 as many CPUs as threads, in turns of a few steps; evaluations are not part of it. PyTorch's Adam and
-clipping run in the mode that is fastest in a trial before.
+clipping run in the mode that is fastest in a trial before. Of our steps the report also tells how
+much of their time passes outside the recurrent layer.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import statistics
 import subprocess
@@ -31,6 +33,7 @@ from rnn_xp.bench.client import environment
 from rnn_xp.bench.worker import settle
 from rnn_xp.cli.options import Parser, count
 from rnn_xp.datasets import load_shakespeare
+from rnn_xp.layers import Recurrent
 from rnn_xp.models import character_model
 from rnn_xp.text import Vocabulary
 from rnn_xp.training import Settings, Trainer
@@ -42,6 +45,7 @@ SHOWN = (1, 2, 5, 10, 25, 50, 100, 150, 200, 250, 300, 350, 400)
 MODES = {"fused": {"fused": True}, "foreach": {"foreach": True}, "for loop": {"foreach": False}}
 Step = Callable[[], float]
 """Trains one step; returns the running mean of the loss, as `train text` prints it."""
+_inside = 0.0  # seconds in the recurrent layer, in this process
 
 
 class Run(NamedTuple):
@@ -51,13 +55,15 @@ class Run(NamedTuple):
     times: list[float]
     """Seconds of each step."""
     losses: list[float]
+    inside: list[float]
+    """Seconds of each step in the recurrent layer, forward and backward; zeros for PyTorch."""
 
 
 # One library, in a process of its own
 
 
 def work(name: str, cell: str, threads: int) -> None:
-    """Serve until the input ends: each line a number of steps, answered by times and losses."""
+    """Serve until the input ends: each line a number of steps, answered by a `Run`'s lists."""
     text = load_shakespeare()
     vocabulary = Vocabulary.of(text)
     codes, split = vocabulary.encode(text), round(0.9 * len(text))
@@ -67,17 +73,20 @@ def work(name: str, cell: str, threads: int) -> None:
     step, about = torchs(trainer, train, cell, threads) if name == "torch" else ours(trainer)
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
-        times, losses = [], []
+        times, losses, inside = [], [], []
         for _ in range(int(line)):
-            start = perf_counter()
+            start, before = perf_counter(), _inside
             losses.append(step())
             times.append(perf_counter() - start)
+            inside.append(_inside - before)
         settle()
-        print(json.dumps([times, losses]), flush=True)
+        print(json.dumps([times, losses, inside]), flush=True)
 
 
 def ours(trainer: Trainer) -> tuple[Step, str]:
     """Return a step of `train text`, and the versions."""
+    for name in ("forward", "backward"):
+        setattr(Recurrent, name, timed(getattr(Recurrent, name)))
     progress = trainer.start()
 
     def step() -> float:
@@ -86,6 +95,21 @@ def ours(trainer: Trainer) -> tuple[Step, str]:
         return progress.train_loss
 
     return step, f"rnn_xp {rnn_xp.__version__}, NumPy {np.__version__}"
+
+
+def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of the recurrent layer add its time to `_inside`."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        global _inside
+        start = perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            _inside += perf_counter() - start
+
+    return run
 
 
 def torchs(trainer: Trainer, codes: Any, cell: str, threads: int) -> tuple[Step, str]:
@@ -177,14 +201,15 @@ def measure(cell: str, threads: int, steps: int) -> tuple[dict[str, Run], float]
     names = ("rnn_xp", "numpy", "torch")
     with contextlib.ExitStack() as stack:
         peers = {name: stack.enter_context(process(name, cell, threads)) for name in names}
-        runs = {name: Run(answer(peer), [], []) for name, peer in peers.items()}
+        runs = {name: Run(answer(peer), [], [], []) for name, peer in peers.items()}
         others = machine.Others(peer.pid for peer in peers.values())
         for start in range(0, steps, BLOCK):
             for name, peer in peers.items():
                 print(min(BLOCK, steps - start), file=peer.stdin, flush=True)
-                times, losses = answer(peer)
+                times, losses, inside = answer(peer)
                 runs[name].times.extend(times)
                 runs[name].losses.extend(losses)
+                runs[name].inside.extend(inside)
         first = [run.losses[0] for run in runs.values()]
         np.testing.assert_allclose(first, first[0], rtol=1e-5)
         return runs, others.share() or 0.0
@@ -203,15 +228,21 @@ def answer(peer: subprocess.Popen[str]) -> Any:
 
 
 def speeds(runs: dict[str, Run]) -> list[str]:
-    """Return the characters a second of each, and the ratios to PyTorch's."""
+    """Return the characters a second of each, the ratios to PyTorch's, and what is around."""
     peer = runs["torch"].times
     cells = []
     for name in ("rnn_xp", "numpy"):
         times = runs[name].times
         ratio = min(peer) / min(times)
         median = statistics.median(peer) / statistics.median(times)
-        cells += [f"{CHARACTERS / min(times):,.0f}", f"{ratio:.2f} ({median:.2f})"]
+        around = statistics.median(map(outside, times, runs[name].inside))
+        cells += [f"{CHARACTERS / min(times):,.0f}", f"{ratio:.2f} ({median:.2f})", f"{around:.0%}"]
     return [*cells, f"{CHARACTERS / min(peer):,.0f}", runs["torch"].about.rpartition(" Adam ")[2]]
+
+
+def outside(seconds: float, inside: float) -> float:
+    """Return the part of a step that is not in the recurrent layer."""
+    return 1.0 - inside / seconds
 
 
 def curve(runs: dict[str, Run]) -> list[str]:
@@ -238,7 +269,8 @@ def page(cells: Sequence[str], threads: Sequence[int], steps: int) -> str:
         curves += ["", f"## Loss, {cell}", "", *curve(runs)]
     about = ", ".join([runs[name].about.partition(", Adam")[0] for name in ("rnn_xp", "torch")])
     described = ", ".join(f"{key} {value}" for key, value in machine.describe().items())
-    columns = ["cell", "threads", "rnn_xp", "ratio", "NumPy alone", "ratio", "PyTorch", "Adam"]
+    own = [column for name in ("rnn_xp", "NumPy alone") for column in (name, "ratio", "around")]
+    columns = ["cell", "threads", *own, "PyTorch", "Adam"]
     lines = [
         "# `train text` beside a plain PyTorch script",
         "",
@@ -247,7 +279,9 @@ def page(cells: Sequence[str], threads: Sequence[int], steps: int) -> str:
         "",
         "Characters a second at the shortest step. The ratio is that to PyTorch's, in brackets "
         "that of the median steps: above 1 rnn_xp is ahead. `NumPy alone` is rnn_xp without "
-        "compiled kernels.",
+        "compiled kernels. `around` is the part of a step, in the median, that passes outside the "
+        "recurrent layer: batches, embedding, linear layer, loss, clipping and Adam. (Where the "
+        "kernels look the embedding's product up, looking it up is inside.)",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),

@@ -29,6 +29,8 @@ import numpy as np
 from array_api_compat import array_namespace as _compat_namespace
 from array_api_compat import device as _compat_device
 
+from rnn_xp.errors import first_line
+
 Array = Any
 """An array of any supported library."""
 Namespace = Any
@@ -538,14 +540,12 @@ def _import(module: str, package: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
-            raise BackendError(f"{package} is installed but broken: {_line(error)}") from error
+            raise BackendError(f"{package} is installed but broken: {first_line(error)}") from error
         raise BackendError(f"{package} is not installed: pip install 'rnn-xp[{extra}]'") from error
     except Exception as error:
-        raise BackendError(f"{package} is installed but does not import: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"{package} is installed but does not import: {first_line(error)}"
+        ) from error
 
 
 def _numpy(device: str | None) -> Backend:
@@ -561,7 +561,9 @@ def _torch(device: str | None) -> Backend:
         chosen = torch.device(device or "cpu")
         torch.zeros(1, device=chosen)
     except Exception as error:
-        raise BackendError(f"PyTorch cannot use the device {device!r}: {_line(error)}") from error
+        raise BackendError(
+            f"PyTorch cannot use the device {device!r}: {first_line(error)}"
+        ) from error
     return Backend("torch", xp, chosen, str(chosen))
 
 
@@ -571,7 +573,7 @@ def _jax(device: str | None) -> Backend:
     try:
         chosen = jax.devices(kind or None)[int(index or 0)]
     except (RuntimeError, IndexError, ValueError) as error:
-        raise BackendError(f"JAX cannot use the device {device!r}: {_line(error)}") from error
+        raise BackendError(f"JAX cannot use the device {device!r}: {first_line(error)}") from error
     name = f"{chosen.platform}:{chosen.id}"
     return Backend("jax", importlib.import_module("jax.numpy"), chosen, name)
 
@@ -582,7 +584,9 @@ def _strict(device: str | None) -> Backend:
     try:
         chosen = strict.Device(name)
     except Exception as error:
-        raise BackendError(f"array-api-strict has no device {device!r}: {_line(error)}") from error
+        raise BackendError(
+            f"array-api-strict has no device {device!r}: {first_line(error)}"
+        ) from error
     return Backend("strict", strict, chosen, name)
 
 
@@ -642,9 +646,11 @@ def _cupy_problem(cupy: Any, index: int) -> str | None:
             if float(total) != 24.0:
                 return f"the GPU computes wrong results: a test kernel gave {float(total)}, not 24"
     except MemoryError as error:  # cupy's OutOfMemoryError is one
-        return f"the GPU is out of memory ({_line(error)}): free some, or choose another device"
+        return (
+            f"the GPU is out of memory ({first_line(error)}): free some, or choose another device"
+        )
     except Exception as error:  # CompileException is a bare Exception
-        text = _line(error)
+        text = first_line(error)
         if "nodevice" in text.lower():
             return "the NVIDIA driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
         return _cupy_failure(text, needed // 1000)

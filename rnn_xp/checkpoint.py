@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rnn_xp.backend import Array, dtype_name, select, to_numpy
+from rnn_xp.errors import first_line
 from rnn_xp.files import replace_file
 from rnn_xp.models import Chain, Layer
 
@@ -188,9 +189,8 @@ def read_tensors(
                     arrays[name] = file.get_tensor(name)
             return arrays, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} is not a safetensors file, or is truncated ({reason})"
+            f"{path} is not a safetensors file, or is truncated ({first_line(error)})"
         ) from error
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rnn_xp.errors import first_line
+
 
 def read_utf8(path: str | os.PathLike[str], error: type[ValueError]) -> str:
     """Read a UTF-8 file as it is, without its byte order mark.
@@ -50,8 +52,7 @@ def read_npz(
             held = np.load(file, allow_pickle=False)
             arrays = {name: held[name] for name in held.files}
         except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as found:
-            reason = str(found).partition("\n")[0]
-            raise error(f"{path} is no usable .npz file ({reason})") from found
+            raise error(f"{path} is no usable .npz file ({first_line(found)})") from found
     # NumPy gives the bytes of a member that is no array.
     return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray)}
 

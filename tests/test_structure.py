@@ -29,6 +29,7 @@ ORDER = (
     {"recurrence", "init", "random", "sequences", "sequence_files", "table"},
     {"cells", "files"},
     {"backend"},
+    {"errors"},
 )
 
 

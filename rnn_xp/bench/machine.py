@@ -39,7 +39,7 @@ def describe() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Return the processor's name, and where Linux tells them its family and model: names repeat."""
+    """Return the processor's name and, where Linux tells them, family and model: names repeat."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -23,6 +23,7 @@ from rnn_xp.bench import machine
 from rnn_xp.bench.cases import Case, data_of
 from rnn_xp.bench.peers import library
 from rnn_xp.bench.peers.base import Call
+from rnn_xp.errors import named_line
 
 _TINY = (3, 2, 3, 5)
 
@@ -138,8 +139,7 @@ def main() -> None:
             session = session or Session(name, threads)
             answer = session.answer(json.loads(line))
         except Exception as error:  # any: the library's own
-            reason = str(error).strip().partition("\n")[0]
-            answer = {"error": f"{type(error).__name__}: {reason}"}
+            answer = {"error": named_line(error)}
         settle()
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 from rnn_xp.backend import cuda_version
+from rnn_xp.errors import named_line
 
 
 def properties() -> dict[str, str]:
@@ -50,10 +51,5 @@ def cudnn_missing() -> str:
     try:
         torch = importlib.import_module("torch")
     except Exception as error:  # any: a broken installation
-        return f"PyTorch cannot be imported: {first_line(error)}"
+        return f"PyTorch cannot be imported: {named_line(error)}"
     return "" if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no GPU"
-
-
-def first_line(error: Exception) -> str:
-    """Return an error as one line: its type, and the first line of its text."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

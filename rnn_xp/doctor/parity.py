@@ -24,7 +24,7 @@ from rnn_xp.accelerate.cuda.plan import BFLOAT16
 from rnn_xp.backend import Backend, dtype_name, select
 from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor.engines import NAME_OF_CORE, is_gpu, on_core, runs, why_not_persistent
-from rnn_xp.doctor.gpu import first_line
+from rnn_xp.errors import named_line
 from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
 
 HostArray = np.ndarray[Any, Any]
@@ -316,4 +316,4 @@ def _tried(
         found = results(layer, problem_of(config), backend, dtype)
         return errors_of(found, expected, dtype), ""
     except Exception as error:  # any: the library's own
-        return {}, first_line(error)
+        return {}, named_line(error)

@@ -19,8 +19,8 @@ from rnn_xp.backend import Array, Backend
 from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor import plain
 from rnn_xp.doctor.engines import runs
-from rnn_xp.doctor.gpu import first_line
 from rnn_xp.doctor.parity import Config, Problem, problem_of
+from rnn_xp.errors import named_line
 from rnn_xp.layers import Recurrent
 
 CUDNN, PLAIN = "cuDNN", "plain loop"
@@ -83,7 +83,7 @@ def _time(
         while len(seconds) < _ROUNDS and sum(seconds) < _ENOUGH:
             seconds.append(_seconds(step))
     except Exception as error:  # any: the library's own
-        return Time(backend, engine, config, float("nan"), first_line(error))
+        return Time(backend, engine, config, float("nan"), named_line(error))
     return Time(backend, engine, config, 1e3 * min(seconds))
 
 

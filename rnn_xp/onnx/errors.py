@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rnn_xp.errors import first_line
+
 
 class OnnxError(ValueError):
     """A file, model, node or input cannot be used: one line that names it and the reason."""
@@ -18,11 +20,6 @@ def naming(what: str) -> Iterator[None]:
         yield
     except (ValueError, IndexError, TypeError) as error:
         raise OnnxError(f"{what}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def import_onnx() -> Any:

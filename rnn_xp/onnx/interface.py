@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rnn_xp.backend import Backend, BackendError, select, to_numpy
-from rnn_xp.onnx.errors import OnnxError, first_line, import_onnx, naming
+from rnn_xp.errors import first_line
+from rnn_xp.onnx.errors import OnnxError, import_onnx, naming
 from rnn_xp.onnx.nodes import Proto, Step, compile_node
 from rnn_xp.onnx.recurrent import RecurrentNode
 

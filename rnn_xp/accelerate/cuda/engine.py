@@ -217,14 +217,13 @@ class Cuda(Deep):
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run every direction over x; see `Engine`."""
         cell, ops, *_ = loops[0]
-        with device_of(x):
-            engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops))[-1]
-            folded = _folded(engine, cell, ops, w)
-            try:
+        try:
+            with self._leaving(cell, x):
+                engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops))[-1]
+                folded = _folded(engine, cell, ops, w)
                 y, last, kept = engine.run(loops, folded, x, state, keep=keep)
-            except KernelError as error:
-                self._leave(cell, x.dtype, error)
-                return self.run(loops, w, x, state, keep=keep)
+        except KernelError:
+            return self.run(loops, w, x, state, keep=keep)
         return y, last, Kept(engine, kept) if keep else None
 
     def run_backward(
@@ -236,12 +235,8 @@ class Cuda(Deep):
         dstate: Sequence[Array | None],
     ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
         """Run every direction backward through time; see `Engine`."""
-        with device_of(dy):
-            try:
-                return kept.engine.run_backward(loops, weights, kept.kept, dy, dstate)
-            except KernelError as error:
-                self._leave(loops[0].cell, dy.dtype, error)
-                raise
+        with self._leaving(loops[0].cell, dy):
+            return kept.engine.run_backward(loops, weights, kept.kept, dy, dstate)
 
     def run_levels(
         self,
@@ -254,16 +249,15 @@ class Cuda(Deep):
     ) -> tuple[Array, list[Sequence[Array]], Kept | None] | None:
         """Run every level over x, where they run at once; see `Deep`."""
         cell, ops, *_ = loops[0]
-        with device_of(x):
-            engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops), len(levels))[-1]
-            if not isinstance(engine, Wave):
-                return None
-            folded = [_folded(engine, cell, ops, w) for w in levels]
-            try:
+        try:
+            with self._leaving(cell, x):
+                engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops), len(levels))[-1]
+                if not isinstance(engine, Wave):
+                    return None
+                folded = [_folded(engine, cell, ops, w) for w in levels]
                 y, last, kept = engine.run_levels(loops, folded, x, states, keep=keep)
-            except KernelError as error:
-                self._leave(cell, x.dtype, error)
-                return None
+        except KernelError:
+            return None
         return y, last, Kept(engine, kept) if keep else None
 
     def run_levels_backward(
@@ -276,23 +270,29 @@ class Cuda(Deep):
     ) -> tuple[list[Sequence[Weights]], Array, list[Sequence[Array]]]:
         """Run every level backward through time; see `Deep`."""
         assert isinstance(kept.engine, Wave)
-        with device_of(dy):
-            try:
-                return kept.engine.run_levels_backward(loops, weights, kept.kept, dy, dstates)
-            except KernelError as error:
-                self._leave(loops[0].cell, dy.dtype, error)
-                raise
+        with self._leaving(loops[0].cell, dy):
+            return kept.engine.run_levels_backward(loops, weights, kept.kept, dy, dstates)
 
-    def _leave(self, cell: Cell, dtype: Any, error: KernelError) -> None:
-        """Use the kernel of all steps no more for a cell of this size; warn."""
-        assert self._persistent is not None
-        self._failed[self._persistent.limits(), cell, dtype] = str(error)
-        warnings.warn(
-            f"the {dtype} CUDA kernel of all steps of {type(cell).__name__} with "
-            f"hidden_size={cell.hidden_size} cannot run here, and is not used any more: {error}",
-            trial.TrialWarning,
-            stacklevel=2,
-        )
+    @contextmanager
+    def _leaving(self, cell: Cell, like: Array) -> Iterator[None]:
+        """Compute on the device of an array; if a kernel of all steps cannot run, leave and warn.
+
+        It is then used no more for a cell of this size.
+        """
+        with device_of(like):
+            try:
+                yield
+            except KernelError as error:
+                assert self._persistent is not None
+                self._failed[self._persistent.limits(), cell, like.dtype] = str(error)
+                warnings.warn(
+                    f"the {like.dtype} CUDA kernel of all steps of {type(cell).__name__} with "
+                    f"hidden_size={cell.hidden_size} cannot run here, and is not used any more: "
+                    f"{error}",
+                    trial.TrialWarning,
+                    stacklevel=2,
+                )
+                raise
 
 
 def _folded(engine: Engine, cell: Cell, ops: Operations, w: Arranged) -> Any:

@@ -32,6 +32,7 @@ from rnn_xp.accelerate.cuda.plan import (
 from rnn_xp.backend import Array, Operations
 from rnn_xp.cells import CELLS
 from rnn_xp.cells.base import Cell, Weights
+from rnn_xp.errors import named_line
 from rnn_xp.recurrence import Loop
 
 
@@ -202,8 +203,7 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line = str(error).strip().partition("\n")[0]
-        raise KernelError(f"{type(error).__name__}: {line}") from error
+        raise KernelError(named_line(error)) from error
 
 
 def _empty(ops: Operations, shape: tuple[int, ...], like: Array) -> Array:

@@ -17,6 +17,7 @@ from rnn_xp.accelerate.cuda.persistent import Persistent
 from rnn_xp.backend import Array, Operations, to_floats
 from rnn_xp.cells.base import Cell
 from rnn_xp.cells.elman import ReluElman
+from rnn_xp.errors import named_line
 from rnn_xp.recurrence import Loop, Ragged
 
 
@@ -47,7 +48,7 @@ def passes(tried: Persistent, known: Fused, cell: Cell, dtype: Any, ops: Operati
         most = MOST[dtype.name]
         wrong = next((f"off by {error:.2g}" for error in errors if not error <= most), "")
     except Exception as error:  # any: the driver's, the compiler's
-        wrong = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        wrong = named_line(error)
     if wrong:
         warnings.warn(
             f"the {dtype} CUDA kernel of all steps of {type(cell).__name__} goes wrong on this "
