@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <atomic>
+
 #include "pool.h"
 
 namespace {
@@ -229,8 +231,21 @@ struct Load {
 
 constexpr int64_t LARGE = 1 << 22;  // bytes, from which huge pages pay: NumPy asks for them there too
 
-struct Scratch {
-  explicit Scratch(int64_t bytes) {
+// Memory of a call. Blocks of more than `LEAST` bytes the C library would hand back to the system each
+// time, and each page of the next one costs a fault: so the last one, up to `MOST` bytes, is kept for
+// the next call.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : bytes_(bytes) {
+    if (bytes > LEAST) {
+      Spare* const held = spare().exchange(nullptr);
+      if (held && held->bytes >= bytes) {
+        bytes_ = held->bytes;
+        memory = held;
+        return;
+      }
+      free(held);  // before the longer one is there
+    }
     if (bytes && posix_memalign(&memory, LINE, (size_t)bytes)) memory = nullptr;
     failed = bytes && !memory;
 #ifdef MADV_HUGEPAGE
@@ -240,9 +255,27 @@ struct Scratch {
       madvise((void*)first, (uintptr_t)memory + bytes - first, MADV_HUGEPAGE);
 #endif
   }
-  ~Scratch() { free(memory); }
+  Scratch(const Scratch&) = delete;
+  ~Scratch() {
+    if (memory && bytes_ > LEAST && bytes_ <= MOST) {
+      ((Spare*)memory)->bytes = bytes_;
+      memory = spare().exchange((Spare*)memory);  // another thread's, if there is one
+    }
+    free(memory);
+  }
   void* memory = nullptr;
-  bool failed;
+  bool failed = false;
+
+ private:
+  static constexpr int64_t LEAST = 32 << 20, MOST = 256 << 20;
+  struct Spare {
+    int64_t bytes;
+  };
+  static std::atomic<Spare*>& spare() {
+    static std::atomic<Spare*> one{nullptr};
+    return one;
+  }
+  int64_t bytes_;
 };
 
 // Do a piece of work (Call or Product) with its scratch memory, while other Python threads run.
