@@ -545,6 +545,15 @@ def test_the_loss_of_a_word_by_hand() -> None:
         assert float((dparams[name] * step).sum()) == pytest.approx(slope, rel=1e-6)
 
 
+def test_what_no_picture_is_gets_no_caption() -> None:
+    pictures = stripes(3)
+    reader = Reader.of(pictures, pictures.captions or ())
+    model = caption_model(16, len(reader.words) + 1, hidden_size=3)
+    for images in (np.full(pictures.images.shape, np.nan), pictures.images[:0]):
+        with pytest.raises(CaptionError, match=r"not finite|\(N, \.\.\.\)"):
+            write_captions(model, model.init(0), BACKEND, reader, images)
+
+
 def test_it_learns_to_tell_stripes_apart() -> None:
     pictures = stripes(60)
     train, test = split(pictures)

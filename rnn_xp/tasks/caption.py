@@ -332,12 +332,12 @@ def write_captions(
     Raises
     ------
     CaptionError
-        If the pictures are of another shape than the model's.
+        If the pictures are of another shape than the model's, or `Pictures` refuses them.
     ValueError
         If `beam` or `max_length` is less than 1.
     """
     longest = reader.longest if max_length is None else max_length
-    pixels = reader.pixels(images)
+    pixels = reader.pixels(Pictures(images).images)
     written = []
     loaded = (Batch((pixels[part],)) for part in _parts(len(pixels)))
     with closing(move(backend, _dtype(params), loaded)) as batches:
