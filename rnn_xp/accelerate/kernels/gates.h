@@ -1,9 +1,10 @@
-// The gates of a step, forward and backward: the one place of these formulas outside `cells/`.
+// The gates of a step, forward and backward: the one place of these formulas outside `cells/`. (The
+// Elman cell's, tanh or relu of a sum, stands where it is used.)
 //
 // V is a number or a vector of numbers with + - *, sigmoid(V), tangent(V) and fma(V, V, V) (a b + c);
 // the CPU's kernels instantiate them with vectors of hidden units, CUDA kernels with single numbers.
-// Names and equations are those of cells/lstm.py, cells/gru.py and cells/elman.py. Unlike there, the
-// weights of the sigmoid gates are not halved.
+// Names and equations are those of cells/lstm.py and cells/gru.py. Unlike there, the weights of the
+// sigmoid gates are not halved.
 #pragma once
 
 #ifdef __CUDACC__
