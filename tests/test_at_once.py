@@ -317,19 +317,21 @@ def test_the_arguments_of_training_are_checked() -> None:
     kernels, weights = native._kernels, tuple(case.params.values())
     sizes = (0, 2, 4, 3, 2, 4, 6)
     start = (sizes, 1, 0, np.ndarray, np.empty, case.x.dtype, weights, case.x)
-    _, _, kept = kernels.forward_at_once(*start, None, True)
-    assert kernels.forward_at_once(*start, None, False)[2] is None
+    _, _, kept = kernels.forward_at_once(*start, None, np.empty)
+    assert kernels.forward_at_once(*start, None, None)[2] is None
     assert len(kernels.backward_at_once(*start, kept, case.dy, None)) == 3
     for call, most in ((kernels.forward_at_once, 10), (kernels.backward_at_once, 11)):
         with pytest.raises(TypeError, match=f"expected {most} arguments, got 3"):
             call(*start[:3])
-        rest = (None, True) if most == 10 else (kept, case.dy, None)
+        rest = (None, np.empty) if most == 10 else (kept, case.dy, None)
         with pytest.raises(ValueError, match="unknown kernels"):
             call((9, *sizes[1:]), *start[1:], *rest)
         with pytest.raises(ValueError, match="expected a type"):
             call(*start[:3], np.empty, *start[4:], *rest)
         with pytest.raises(TypeError, match="makes other arrays"):
             call(*start[:5], np.dtype("float64"), *start[6:], *rest)
+        with pytest.raises(TypeError, match="makes other arrays"):
+            call(*start[:4], lambda _, dtype: np.empty(2, dtype), *start[5:], *rest)
         with pytest.raises(ZeroDivisionError):
             call(*start[:4], lambda *_: 1 / 0, *start[5:], *rest)
         for wrong in (list(weights), weights[:3], weights[::-1], (*weights[:3], case.x)):

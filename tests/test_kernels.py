@@ -301,23 +301,38 @@ def test_calls_at_the_same_time() -> None:
                 np.testing.assert_array_equal(made[key], wanted[key], err_msg=key)
 
 
-def test_memory_that_is_kept_for_the_next_call_is_no_other_s() -> None:
-    """Of 38 MB and more: what a call leaves there is read by none, in a row or side by side."""
+def test_memory_that_waits_for_the_next_call_is_no_other_s() -> None:
+    """Of a call and of a forward run, 38 MB and more: what is there before is read by none."""
 
-    def trained(layer: Any) -> list[HostArray]:
+    def trained(case: tuple[Any, int, int]) -> list[HostArray]:
+        layer, steps, batch = case
         params, rng = layer.init(1), np.random.default_rng(layer.hidden_size)
-        x, dy = (rng.standard_normal((2, 3, layer.hidden_size), dtype=np.float32) for _ in "xy")
+        x = rng.standard_normal((steps, batch, layer.input_size), dtype=np.float32)
         y, _, cache = layer.forward(params, x)
-        gradients, dx, _ = layer.backward(params, cache, dy)
+        gradients, dx, _ = layer.backward(params, cache, y.copy())
         return [y, dx, *gradients.values()]
 
-    layers = [LSTM(1100, 1100), GRU(1280, 1280), LSTM(1120, 1120)]
-    first = [trained(layer) for layer in layers]
+    cases = [(LSTM(1100, 1100), 2, 3), (GRU(1280, 1280), 2, 3), (LSTM(1120, 1120), 3, 2)]
+    cases += [(LSTM(8, 64), 90, 400), (GRU(8, 64, bidirectional=True), 80, 400)]
+    first = [trained(case) for case in cases]
     with ThreadPoolExecutor(3) as pool:
-        for made in (map(trained, layers[::-1]), pool.map(trained, layers[::-1])):
-            for found, expected in zip(made, first[::-1], strict=True):
+        for made in (map(trained, cases[::-1]), pool.map(trained, [*cases, *cases[::-1]])):
+            for found, expected in zip(list(made)[-len(cases) :], first[::-1], strict=True):
                 for a, b in zip(found, expected, strict=True):
                     np.testing.assert_array_equal(a, b)
+
+
+def test_what_waits_is_not_too_much() -> None:
+    spare, dtype = native.Spare(), np.dtype(np.uint8)
+    large = [np.empty(k << 20, dtype=dtype) for k in (32, 33, 200, 40, 24)]
+    spare.give(large)
+    assert spare.make((40 << 20,), dtype) is large[2]  # 40 is too much beside the two before
+    assert spare.make((40 << 20,), dtype).size == 40 << 20  # 33 is not enough, nor does it stay
+    spare.give(large[1:2])
+    assert spare.make((8,), np.dtype(np.float32)).nbytes == 32
+    spare.give(large[1:2])
+    assert spare.make((8,), dtype) is large[1]
+    assert spare.make((8,), dtype).size == 8
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="it needs Linux")

@@ -12,6 +12,7 @@ number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -87,6 +88,37 @@ AtOnce = Callable[[Any, Any], Any]
 """From x and the state to y and the state; None where an argument is not plainly right."""
 
 
+class Spare:
+    """Memory of forward runs that a backward run has used up: it waits for the next one.
+
+    Arrays of more than 32 MB the C library would hand back to the system each time, and each page
+    of the next one costs a fault: 8 % of a training step with 256 sequences, more of a long one.
+    """
+
+    LEAST, MOST = 32 << 20, 256 << 20
+    """In bytes: of an array, and of all that waits."""
+
+    def __init__(self) -> None:
+        self._held: list[Array] = []
+
+    def make(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an array of one axis, as `numpy.empty` does or longer."""
+        (count,) = shape
+        while self._held:
+            with contextlib.suppress(IndexError):  # another thread may take it first
+                held = self._held.pop()
+                if held.dtype == dtype and held.size >= count:
+                    return held
+        return _empty(shape, dtype)
+
+    def give(self, memory: Sequence[Array]) -> None:
+        """Take arrays that nobody reads any more."""
+        for array in memory:
+            waiting = sum(held.nbytes for held in self._held)
+            if array.nbytes > self.LEAST and waiting + array.nbytes <= self.MOST:
+                self._held.append(array)
+
+
 class Native:
     """The engine of one instruction set: see `Engine`.
 
@@ -103,6 +135,7 @@ class Native:
         self.name = name
         self.threads = threads
         self._number = _kernels.kernel_names()[name]
+        self._spare = Spare()
         self._split = split
 
     def takes(self, like: Array, cell: Cell | None = None) -> bool:
@@ -147,8 +180,9 @@ class Native:
         """
         dtype = weights[0].dtype
         sizes = (self._number, _NUMBERS[type(cell)], dtype.itemsize, 1, 1, inputs, cell.hidden_size)
+        room = self._spare.make if keep else None
         done = _kernels.forward_at_once(
-            sizes, self.threads, self._split, _array, _empty, dtype, weights, x, state, keep
+            sizes, self.threads, self._split, _array, _empty, dtype, weights, x, state, room
         )
         if done is None:
             return None
@@ -169,6 +203,8 @@ class Native:
         done: tuple[tuple[Array, ...], Array, Any] | None = _kernels.backward_at_once(
             shape, self.threads, self._split, _array, _empty, *given
         )
+        if memory.nbytes > Spare.LEAST and done is not None:
+            self._spare.give((memory,))
         return done
 
     def run(
@@ -202,7 +238,7 @@ class Native:
         room, memory = None, []
         for d, loop in enumerate(loops):
             if keep:
-                room = _empty(_kernels.sizes(shape)[1], _byte)
+                room = self._spare.make((_kernels.sizes(shape)[1],), _byte)
                 memory.append(room)
             _kernels.forward(
                 shape,
@@ -274,6 +310,7 @@ class Native:
             )
             gradients.append(made)
             dx = part if dx is None or part is None else np.add(dx, part, out=dx)
+        self._spare.give(memory)
         return gradients, dx, (dh,) if dc is None else (dh, dc)
 
     def product(self, a: Array, b: Array, bias: Array | None) -> Array:

@@ -231,13 +231,15 @@ struct Load {
 
 constexpr int64_t LARGE = 1 << 22;  // bytes, from which huge pages pay: NumPy asks for them there too
 
-// Memory of a call. Blocks of more than `LEAST` bytes the C library would hand back to the system each
-// time, and each page of the next one costs a fault: so the last one, up to `MOST` bytes, is kept for
-// the next call.
+constexpr int64_t LEAST_KEPT = 32 << 20;  // bytes, from which memory waits for the next call
+
+// Memory of a call. Blocks of more than `LEAST_KEPT` bytes the C library would hand back to the system
+// each time, and each page of the next one costs a fault: so the last one, up to `MOST` bytes, is kept
+// for the next call.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : bytes_(bytes) {
-    if (bytes > LEAST) {
+    if (bytes > LEAST_KEPT) {
       Spare* const held = spare().exchange(nullptr);
       if (held && held->bytes >= bytes) {
         bytes_ = held->bytes;
@@ -257,7 +259,7 @@ class Scratch {
   }
   Scratch(const Scratch&) = delete;
   ~Scratch() {
-    if (memory && bytes_ > LEAST && bytes_ <= MOST) {
+    if (memory && bytes_ > LEAST_KEPT && bytes_ <= MOST) {
       ((Spare*)memory)->bytes = bytes_;
       memory = spare().exchange((Spare*)memory);  // another thread's, if there is one
     }
@@ -267,7 +269,7 @@ class Scratch {
   bool failed = false;
 
  private:
-  static constexpr int64_t LEAST = 32 << 20, MOST = 256 << 20;
+  static constexpr int64_t MOST = 256 << 20;
   struct Spare {
     int64_t bytes;
   };
@@ -486,14 +488,17 @@ class Made {
   template <int N>
   bool make(const Plain& plain, const int64_t (&sizes)[N]) {
     PyObject* shape = PyTuple_New(N);
+    int64_t numbers = 1;
     for (int k = 0; shape && k < N; k++) {
+      numbers *= sizes[k];
       PyObject* size = PyLong_FromLongLong(sizes[k]);
       if (!size || PyTuple_SetItem(shape, k, size)) Py_CLEAR(shape);
     }
     if (shape) object_ = PyObject_CallFunctionObjArgs(plain.empty, shape, plain.dtype, nullptr);
     Py_XDECREF(shape);
     if (!object_) return false;
-    if (lent_.take(object_, plain, true)) return true;
+    if (lent_.take(object_, plain, true) && lent_.view.len >= numbers * lent_.view.itemsize)
+      return true;
     PyErr_SetString(PyExc_TypeError, "`empty` makes other arrays");
     return false;
   }
@@ -603,9 +608,10 @@ const Kernels* begin_at_once(PyObject* const* args, Py_ssize_t count, Py_ssize_t
   return in.done() ? kernels : nullptr;
 }
 
-// (…, state, keep): pack weights, run one direction over whole sequences, and return y, the state and,
-// if it is to be kept, what the backward pass needs, else None; or None alone, where an argument is
-// not plainly right. Of the sizes T and B are x's.
+// (…, state, room): pack weights, run one direction over whole sequences, and return y, the state and
+// what the backward pass needs, or None where `room` is None, which makes that memory as `empty` does
+// where it is large; or None alone, where an argument is not plainly right. Of the sizes T and B are
+// x's.
 PyObject* forward_at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Call call{};
   int64_t threads;
@@ -619,9 +625,10 @@ PyObject* forward_at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_NONE;
 
   Made kept;
-  const int keep = PyObject_IsTrue(args[9]);
-  const int64_t numbers = kernels->kept_bytes(call) / (call.is_double ? 8 : 4) + LINE;
-  if (keep < 0 || !pass.make(call, plain) || (keep && !kept.make(plain, {numbers}))) return nullptr;
+  const bool keep = args[9] != Py_None;
+  const int64_t bytes = kernels->kept_bytes(call), numbers = bytes / (call.is_double ? 8 : 4) + LINE;
+  const Plain room((PyTypeObject*)args[3], args[bytes > LEAST_KEPT ? 9 : 4], args[5], call);
+  if (!pass.make(call, plain) || (keep && !kept.make(room, {numbers}))) return nullptr;
   call.kept = on_a_line(kept.memory());
 
   const Scratch packed(kernels->packed_bytes(call));
