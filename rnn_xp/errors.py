@@ -9,5 +9,5 @@ def first_line(error: BaseException) -> str:
 
 
 def named_line(error: BaseException) -> str:
-    """Return the name of an error's type, and the first line of its text."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}".rstrip(": ")
+    """Return the name of an error's type, and the first line of its text if it has one."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -96,7 +96,7 @@ class Spare:
     """
 
     LEAST, MOST = 32 << 20, 256 << 20
-    """In bytes: of an array, and of all that waits."""
+    """In bytes: of an array, and of all that waits; as in kernels/module.cpp."""
 
     def __init__(self) -> None:
         self._held: list[Array] = []
