@@ -154,6 +154,18 @@ def dtype_name(dtype: Any) -> str:
     return str(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2])
 
 
+def widened(xp: Namespace, array: Array) -> Array:
+    """Return float16 and bfloat16 as float32: a sum or a count would leave their range."""
+    if dtype_name(array.dtype) in ("float16", "bfloat16"):
+        return xp.astype(array, xp.float32)
+    return array
+
+
+def sum_of_rows(xp: Namespace, rows: Array) -> Array:
+    """Return the sum along the first axis; NumPy would add float16 in float16, and stop growing."""
+    return xp.astype(xp.sum(widened(xp, rows), axis=0), rows.dtype, copy=False)
+
+
 def is_floating(array: Array) -> bool:
     """Tell whether `array` has one of the real floating-point dtypes of its library."""
     dtype = array.dtype
@@ -500,6 +512,13 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     if hasattr(array, "get"):  # cupy
         return np.asarray(array.get())
     return np.asarray(array)
+
+
+def host_of(array: Array) -> np.ndarray[Any, Any]:
+    """Return a copy on the host as a file can hold it: contiguous, and bfloat16 as float32."""
+    host = to_numpy(array)
+    wide = np.float32 if dtype_name(array.dtype) == "bfloat16" else host.dtype
+    return np.array(host, dtype=wide, order="C")
 
 
 def to_floats(arrays: Sequence[Array]) -> list[float]:

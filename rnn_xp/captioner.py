@@ -13,7 +13,7 @@ from typing import Any
 
 from rnn_xp.backend import Array, array_namespace, on_its_device
 from rnn_xp.layers import Embedding, Linear, Recurrent
-from rnn_xp.layers.checks import use_once
+from rnn_xp.layers.checks import check_cache, use_once
 from rnn_xp.models import Chain, Params, PreparedChain, State, recurrent_layer, token_chain
 from rnn_xp.random import Seed, spawn
 
@@ -196,9 +196,10 @@ class Captioner:
 
     def backward(self, params: Params, cache: Cache, dlogits: Array) -> tuple[Params, Array]:
         """Return dparams and the gradient with respect to the pictures, (B, P)."""
-        use_once(self, cache)
+        check_cache(self, cache)
         image, text = _split(params)
         dtext, _, dstate = self.text.backward(text, cache.text, dlogits)
+        use_once(cache)
         dimage, dimages = self.image.backward(image, cache.image, self._flat(dstate))
         return {_IMAGE + name: value for name, value in dimage.items()} | dtext, dimages
 

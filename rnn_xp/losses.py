@@ -26,6 +26,7 @@ from rnn_xp.backend import (
     is_floating,
     on_its_device,
     operations,
+    widened,
 )
 
 
@@ -44,8 +45,8 @@ def softmax_cross_entropy(
         Only NumPy's are checked, since a look at a GPU's would wait for it: elsewhere, a target
         that counts and is out of range gives an undefined result, or the library's error.
     mask : (...) boolean, optional
-        Only elements with True count, the targets of the others may be anything; where none
-        counts, loss and gradient are 0.
+        Only elements with True count. What the others are may be anything, NaN too, and their
+        gradient is 0; where none counts, the loss is 0.
     reduction : str
         `mean` over the elements that count, or `sum`.
 
@@ -70,12 +71,14 @@ def softmax_cross_entropy(
     _check_like("targets", targets, shape[:-1], logits)
     if not xp.isdtype(targets.dtype, "integral"):
         raise TypeError(f"targets must be integers, got {dtype_name(targets.dtype)}")
-    flat = xp.reshape(_widened(xp, logits), (-1, classes))
+    flat = xp.reshape(widened(xp, logits), (-1, classes))
     weights = _weights(xp, mask, shape[:-1], flat, reduction)
     index = xp.arange(classes, device=device_of(logits))
     numbers = xp.reshape(xp.astype(targets, index.dtype, copy=False), (-1, 1))
     if mask is not None:
-        numbers = xp.where(xp.reshape(mask, (-1, 1)), numbers, xp.zeros_like(numbers))
+        counts = xp.reshape(mask, (-1, 1))
+        numbers = xp.where(counts, numbers, xp.zeros_like(numbers))
+        flat = xp.where(counts, flat, xp.zeros((), dtype=flat.dtype, device=device_of(flat)))
     on_host = isinstance(numbers, np.ndarray)
     if on_host and ((numbers < 0) | (numbers >= classes)).any():
         wrong = numbers[(numbers < 0) | (numbers >= classes)][0]
@@ -215,7 +218,7 @@ def quantile_loss(
     targets : y, (...), of the dtype of the predictions
     quantiles : q, Q numbers between 0 and 1
     mask : (...) boolean, optional
-        Only elements with True count, the targets of the others may be anything, NaN too.
+        As in `softmax_cross_entropy`.
     reduction : str
         `mean` over the elements that count and the quantiles, or `sum`.
 
@@ -235,14 +238,15 @@ def quantile_loss(
     _check_quantiles(quantiles, shape)
     _check_like("targets", targets, shape[:-1], predictions)
     _check_dtype(targets, "predictions", predictions)
-    o, y = _widened(xp, predictions), _widened(xp, targets)
+    o, y = widened(xp, predictions), widened(xp, targets)
     weights = _weights(xp, mask, shape[:-1], o, reduction)
     if reduction == "mean":
         weights = weights / len(quantiles)
-    if mask is not None:
-        y, weights = xp.where(mask, y, xp.zeros_like(y)), xp.reshape(weights, (*shape[:-1], 1))
-    else:
+    if mask is None:
         weights = xp.reshape(weights, ())
+    else:
+        weights, counts = xp.reshape(weights, (*shape[:-1], 1)), xp.expand_dims(mask, axis=-1)
+        y, o = xp.where(mask, y, xp.zeros_like(y)), xp.where(counts, o, xp.zeros_like(o))
     q = xp.asarray(list(quantiles), dtype=o.dtype, device=device_of(o))
     difference = o - xp.expand_dims(y, axis=-1)
     zero = xp.zeros_like(difference)
@@ -273,9 +277,13 @@ def _elementwise(
     shape = tuple(values.shape)
     _check_like("targets", targets, shape, values)
     _check_dtype(targets, name, values)
-    wide = _widened(xp, values)
+    wide, wide_targets = widened(xp, values), widened(xp, targets)
     weights = _weights(xp, mask, shape, wide, reduction)
-    return xp, wide, _widened(xp, targets), xp.reshape(weights, () if mask is None else shape)
+    if mask is None:
+        return xp, wide, wide_targets, xp.reshape(weights, ())
+    zero = xp.zeros((), dtype=wide.dtype, device=device_of(wide))
+    counted = [xp.where(mask, array, zero) for array in (wide, wide_targets)]
+    return xp, *counted, xp.reshape(weights, shape)
 
 
 def _weights(
@@ -296,13 +304,6 @@ def _weights(
         return weights
     one = xp.ones((), dtype=like.dtype, device=device)
     return weights / xp.maximum(xp.sum(weights), one)
-
-
-def _widened(xp: Namespace, array: Array) -> Array:
-    """Return float16 and bfloat16 as float32: a sum or a count would leave their range."""
-    if dtype_name(array.dtype) in ("float16", "bfloat16"):
-        return xp.astype(array, xp.float32)
-    return array
 
 
 def _like(xp: Namespace, array: Array, like: Array) -> Array:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from rnn_xp.backend import Array
+from rnn_xp.backend import Array, array_namespace, on_its_device
 from rnn_xp.layers import (
     GRU,
     LSTM,
@@ -24,7 +24,7 @@ from rnn_xp.layers import (
     Recurrent,
     lookup,
 )
-from rnn_xp.layers.checks import on_host, use_once
+from rnn_xp.layers.checks import check_cache, on_host
 from rnn_xp.random import Seed, spawn
 
 Params = dict[str, Array]
@@ -59,9 +59,21 @@ class Chain:
     Parameters
     ----------
     layers : ((name, layer), ...)
+        Each name once; it may have dots, as those of PyTorch's nested modules.
+
+    Raises
+    ------
+    ValueError
+        If two layers have one name.
     """
 
     layers: tuple[tuple[str, Layer], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.layers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"layers must have different names, but several are {name!r}")
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -117,11 +129,16 @@ class Chain:
         }
 
     def prepare(self, params: Params) -> PreparedChain:
-        """Fold the parameters for inference: `chain(prepared, x, state)`."""
+        """Fold the parameters for inference: `chain(prepared, x, state)`.
+
+        Later changes of `params` have no effect on it.
+        """
         parts = self._parts(params)
         return PreparedChain(
             {
-                name: layer.prepare(parts[name]) if isinstance(layer, Recurrent) else parts[name]
+                name: layer.prepare(parts[name])
+                if isinstance(layer, Recurrent)
+                else {key: _copy(value) for key, value in parts[name].items()}
                 for name, layer in self.layers
             }
         )
@@ -153,7 +170,7 @@ class Chain:
         for name, layer in self.layers:
             if isinstance(layer, Recurrent):
                 given: Params | Prepared = parts[name]
-                before = None if state is None else state[name]
+                before = self._before(state, name)
                 x, states[name] = layer(given, x, before, lengths=lengths)
             elif isinstance(layer, Pool):
                 x = layer({}, x, lengths=lengths)
@@ -179,7 +196,7 @@ class Chain:
             seed = None if dropout_seed is None else spawn(dropout_seed, k)
             cache: Any
             if isinstance(layer, Recurrent):
-                before = None if state is None else state[name]
+                before = self._before(state, name)
                 own: dict[str, Any] = {"lengths": lengths, "dropout_seed": seed}
                 if isinstance(x, lookup.OneHot):
                     table = parts[self.layers[k - 1][0]]["weight"]
@@ -205,7 +222,7 @@ class Chain:
         self, params: Params, cache: Cache, dy: Array, dstate: State | None = None
     ) -> tuple[Params, Array, State]:
         """Return dparams, dx and the gradient with respect to the initial state."""
-        use_once(self, cache)
+        check_cache(self, cache)
         parts = self._parts(params)
         gradients: dict[str, Params] = {}
         states: State = {}
@@ -221,6 +238,7 @@ class Chain:
                 gradients[name], dy = {"weight": dy}, None
             else:
                 gradients[name], dy = layer.backward(parts[name], kept, dy)
+            cache.used = True  # as that of the layer
         dparams = {
             f"{name}.{parameter}": gradients[name][parameter]
             for name, layer in self.layers
@@ -231,14 +249,27 @@ class Chain:
     def _above(self, k: int) -> Layer | None:
         return self.layers[k + 1][1] if k + 1 < len(self.layers) else None
 
+    def _before(self, state: State | None, name: str) -> Any:
+        """Return the state of a layer, None for zeros."""
+        if state is None:
+            return None
+        if name not in state:
+            raise ValueError(f"state has no {name!r}: expected the state of each recurrent layer")
+        return state[name]
+
     def _parts(self, params: Params) -> dict[str, Params]:
         parts: dict[str, Params] = {name: {} for name, _ in self.layers}
         for full, value in params.items():
-            name, _, parameter = full.partition(".")
+            name, _, parameter = full.rpartition(".")
             if name not in parts:
                 raise ValueError(f"params has {full}, but there is no layer called {name!r}")
             parts[name][parameter] = value
         return parts
+
+
+@on_its_device
+def _copy(array: Array) -> Array:
+    return array_namespace(params=array).asarray(array, copy=True)
 
 
 _RECURRENT: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from rnn_xp.backend import (
     dtype_name,
     on_its_device,
     operations,
+    widened,
 )
 from rnn_xp.layers.checks import check_given
 
@@ -58,6 +59,7 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
     """
     if not max_norm > 0.0:
         raise ValueError(f"max_norm must be > 0, got {max_norm}")
+    max_norm = float(max_norm)  # NumPy's own numbers have a dtype, which the product would take
     xp = array_namespace(**grads)
     first, like = next(iter(grads.items()))
     for name, g in grads.items():
@@ -70,20 +72,24 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
     if xp is np and norm + 1e-6 <= max_norm:
         return dict(grads), norm
     factor = xp.minimum(max_norm / (norm + 1e-6), xp.ones_like(norm))
-    return {name: g * factor for name, g in grads.items()}, norm
+    return {name: xp.asarray(g * factor) for name, g in grads.items()}, norm
 
 
 def _global_norm(xp: Namespace, arrays: list[Array]) -> Array:
     """Return the norm of all arrays together, though a square may leave the range of the dtype."""
+    like, arrays = arrays[0], [a for a in arrays if math.prod(a.shape)]
+    if not arrays:
+        return xp.sum(like)
     if xp is np:  # dot products take a fifth of the time, where they stay far inside the range
         total = sum(float(np.vdot(a, a)) for a in arrays)
-        limits = np.finfo(arrays[0].dtype)
+        limits = np.finfo(like.dtype)
         if limits.tiny / limits.eps < total < math.inf:
-            return arrays[0].dtype.type(math.sqrt(total))
+            return like.dtype.type(math.sqrt(total))
     top = xp.max(xp.stack([xp.max(xp.abs(a)) for a in arrays]))
-    safe = xp.where(top > 0, top, xp.ones_like(top))
-    squares = [xp.sum((a / safe) * (a / safe)) for a in arrays]
-    return safe * xp.sqrt(xp.sum(xp.stack(squares)))
+    safe = xp.where((top > 0) & (top < math.inf), top, xp.ones_like(top))
+    parts = [widened(xp, a / safe) for a in arrays]
+    squares = [xp.sum(part * part) for part in parts]
+    return safe * xp.astype(xp.sqrt(xp.sum(xp.stack(squares))), like.dtype)
 
 
 # --------------------------------------------------------------------------------------------
@@ -160,6 +166,10 @@ class _Optimizer:
     learning_rate: Rate
 
     def __post_init__(self) -> None:
+        for each in fields(self):  # NumPy's own numbers have a dtype, which a product would take
+            value = getattr(self, each.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, each.name, value.item())
         if not callable(self.learning_rate):
             _at_least("learning_rate", self.learning_rate, 0.0)
 
@@ -202,14 +212,20 @@ class _Optimizer:
             for name, value in params.items():
                 check_given(f"the {kind} of {name}", arrays[name], value.shape, value)
         number = state["step"]
-        given = self.learning_rate
-        rate = float(given(number)) if callable(given) else given
+        rate = self.learning_rate
+        if callable(rate):
+            rate = float(rate(number))
         new: Params = {}
         names = self._slots()
         new_state: State = {"step": number + 1, **{slot: {} for slot in names}}
         for name, value in params.items():
-            slots = [state[slot][name] for slot in names]
-            new[name], slots = self._update(xp, rate, number + 1, grads[name], slots, value)
+            slots, grad = [state[slot][name] for slot in names], grads[name]
+            if value.ndim:
+                new[name], slots = self._update(xp, rate, number + 1, grad, slots, value)
+            else:  # NumPy makes numbers, not arrays, of arrays without axes
+                one, grad, *slots = (xp.reshape(a, (1,)) for a in (value, grad, *slots))
+                one, slots = self._update(xp, rate, number + 1, grad, slots, one)
+                new[name], *slots = (xp.reshape(a, ()) for a in (one, *slots))
             for slot, array in zip(names, slots, strict=True):
                 new_state[slot][name] = array
         return new, new_state
@@ -258,6 +274,8 @@ class Adam(_Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        first, second = self.betas
+        object.__setattr__(self, "betas", (float(first), float(second)))
         for name, beta in zip(("betas[0]", "betas[1]"), self.betas, strict=True):
             _below_one(name, beta)
         _at_least("eps", self.eps, 0.0)
@@ -356,9 +374,11 @@ class Average:
     def __post_init__(self) -> None:
         _below_one("decay", self.decay)
 
+    @on_its_device
     def init(self, params: Mapping[str, Array]) -> State:
         """Return the state before the first update: `step`, 0, and `mean`, the parameters."""
-        return {"step": 0, "mean": dict(params)}
+        xp = array_namespace(**params)
+        return {"step": 0, "mean": {name: xp.asarray(p, copy=True) for name, p in params.items()}}
 
     @on_its_device
     def update(self, state: State, params: Mapping[str, Array]) -> State:
@@ -370,9 +390,12 @@ class Average:
             If `params` has other names than before.
         """
         _same_names("the mean", state["mean"], params)
-        step = state["step"]
-        new = 1.0 - min(self.decay, (1.0 + step) / (10.0 + step))
-        mean = {name: old + new * (params[name] - old) for name, old in state["mean"].items()}
+        xp, step = array_namespace(**params), state["step"]
+        new = 1.0 - min(float(self.decay), (1.0 + step) / (10.0 + step))
+        mean = {
+            name: xp.asarray(old + new * (params[name] - old))
+            for name, old in state["mean"].items()
+        }
         return {"step": step + 1, "mean": mean}
 
 

@@ -86,6 +86,16 @@ def test_embedding_of_more_rows_than_the_integers_reach(target: Target, dtype: s
     assert {int(v): float(found[v, 1]) for v in np.flatnonzero(found[:, 0])} == {7: 2.0, 120: 1.0}
 
 
+def test_linear_adds_half_precision_in_single() -> None:
+    """NumPy's float16 stops growing at 2048 when it adds ones."""
+    layer = Linear(1, 2)
+    params = layer.init(0, dtype="float16")
+    _, cache = layer.forward(params, np.ones((10_000, 1), "float16"))
+    gradients, _ = layer.backward(params, cache, np.ones((10_000, 2), "float16"))
+    assert gradients["bias"].dtype == np.float16
+    assert gradients["bias"].tolist() == [10_000.0, 10_000.0]
+
+
 def test_embedding_of_more_rows_than_sixteen_bits_count(target: Target) -> None:
     layer, x = Embedding(70_000, 2), np.array([69_999, 4_463, 69_999, 0])
     params = target.tree(layer.init(1))
@@ -180,6 +190,67 @@ def test_a_prepared_chain_gives_the_same() -> None:
     np.testing.assert_allclose(last["recurrent"], state["recurrent"], rtol=0, atol=1e-6)
 
 
+def test_a_prepared_chain_does_not_follow_its_parameters() -> None:
+    model, x = character_model(5), RNG.integers(0, 5, (4, 3))
+    params = model.init(0)
+    prepared = model.prepare(params)
+    expected, _ = model(prepared, x)
+    for value in params.values():
+        value *= 2.0
+    np.testing.assert_array_equal(model(prepared, x)[0], expected)
+
+
+@pytest.mark.parametrize("count", [3, 400])  # so many that the table is looked up
+def test_an_embedding_s_integers_may_change_between_the_runs(count: int) -> None:
+    model = Chain((("embedding", Embedding(6, 50)), ("recurrent", GRU(50, 4))))
+    params, x = model.init(0), RNG.integers(0, 6, (count, 2))
+    gradients = []
+    for changed in (False, True):
+        integers = x.copy()
+        y, _, cache = model.forward(params, integers)
+        if changed:
+            integers[...] = 99
+        gradients.append(model.backward(params, cache, y)[0])
+    for name, value in gradients[0].items():
+        np.testing.assert_array_equal(gradients[1][name], value)
+
+
+def test_a_refused_gradient_leaves_the_cache_fresh(target: Target) -> None:
+    model = Chain((("in", Embedding(5, 3)), ("gru", GRU(3, 4)), ("out", Linear(4, 2))))
+    params = target.tree(model.init(0))
+    for layers in (model.layers, model.layers[:1], model.layers[2:], (("drop", Dropout(0.5)),)):
+        part = Chain(layers)
+        own = {name: params[name] for name in part.shapes}
+        x = target.asarray(np.ones((3, 2, 4), "float32"))
+        if layers[0][0] == "in":
+            x = target.asarray(np.ones((3, 2), "int64"))
+        y, _, cache = part.forward(own, x, dropout_seed=0)
+        with pytest.raises(ValueError, match="dy must have shape"):
+            part.backward(own, cache, y[:2, ...])
+        part.backward(own, cache, y)
+        with pytest.raises(ValueError, match="used by a backward call before"):
+            part.backward(own, cache, y)
+
+
+def test_layers_of_nested_names() -> None:
+    """As PyTorch's nested modules have them."""
+    plain = Chain((("lstm", LSTM(3, 4)), ("enc", Linear(4, 4)), ("out", Linear(4, 2))))
+    names = ("enc.lstm", "enc", "a.b.c")
+    nested = Chain(
+        tuple((name, layer) for name, (_, layer) in zip(names, plain.layers, strict=True))
+    )
+    params, given = plain.init(0), nested.init(0)
+    assert {name.rpartition(".")[0] for name in given} == set(names)
+    x = RNG.standard_normal((3, 2, 3)).astype("float32")
+    y, _, cache = nested.forward(given, x)
+    expected, _, kept = plain.forward(params, x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(nested(nested.prepare(given), x)[0], expected)
+    gradients, wanted = nested.backward(given, cache, y)[0], plain.backward(params, kept, y)[0]
+    for name, other in zip(gradients, wanted, strict=True):
+        np.testing.assert_array_equal(gradients[name], wanted[other])
+
+
 def test_a_chain_s_description_builds_it() -> None:
     model = character_model(5, cell="lstm", num_layers=3, dropout=0.5)
     assert Chain.build(model.describe()) == model
@@ -196,6 +267,11 @@ def test_a_chain_s_description_builds_it() -> None:
         (lambda: Dropout("a"), TypeError, "rate must be a number"),  # type: ignore[arg-type]
         (lambda: character_model(5, cell="cnn"), ValueError, "cell must be one of rnn, lstm, gru"),
         (lambda: Chain.build([{"type": "X"}]), ValueError, "unknown layer type 'X'"),
+        (
+            lambda: Chain((("a", Dropout(0.1)), ("b", Linear(1, 1)), ("b", Linear(1, 1)))),
+            ValueError,
+            "layers must have different names, but several are 'b'",
+        ),
         (
             lambda: Chain.build([{"name": "a", "type": "Linear", "size": 1}]),
             ValueError,
@@ -230,6 +306,12 @@ def test_wrong_arguments() -> None:
         embedding(table, np.asarray([0, 5]))
     with pytest.raises(ValueError, match=r"x must lie in 0\.\.4"):
         embedding(table, np.asarray([-1]))
+    chain = Chain((("a", GRU(3, 3)), ("b", GRU(3, 3))))
+    weights, steps = chain.init(0), x[:, None, :]
+    _, state = chain(weights, steps)
+    for run in (chain, chain.forward):
+        with pytest.raises(ValueError, match="state has no 'b': expected the state of each"):
+            run(weights, steps, {"a": state["a"]})
     _, cache = linear.forward(params, x)
     with pytest.raises(ValueError, match=r"dy must have shape \(4, 2\), got \(4, 3\)"):
         linear.backward(params, cache, x)

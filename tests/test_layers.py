@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -457,6 +459,38 @@ def test_cache_serves_one_backward_call(target: Target, cell: str) -> None:
     problem.layer.backward(params, kept, dy)
     with pytest.raises(ValueError, match="cache was used"):
         problem.layer.backward(params, kept, dy)
+
+
+@each_cell
+def test_a_refused_gradient_leaves_the_cache_fresh(target: Target, cell: str) -> None:
+    problem = make_problem(cell)
+    params, dy = target.tree(problem.params), target.asarray(problem.dy)
+    _, _, kept = problem.layer.forward(params, target.asarray(problem.x))
+    state = target.asarray(np.zeros((1, 1, 1)))
+    for wrong, dstate, message in (
+        (dy[:-1, ...], None, "dy must have shape"),
+        (None, None, "dy must be an array"),
+        (dy, state, "dstate"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            problem.layer.backward(params, kept, wrong, dstate)
+    problem.layer.backward(params, kept, dy)
+
+
+def test_a_layer_is_a_description_after_every_call(target: Target) -> None:
+    """A copy and a pickle hold what was given, not what the calls made of it."""
+    layers = (GRU(3, 4), LSTM(3, 4, proj_size=2), RNN(3, 4, 2, bidirectional=True))
+    for layer in layers:
+        params = layer.init(0, backend=target.backend, device=target.device_name)
+        x = target.asarray(np.ones((2, 1, 3)), "float32")
+        y, _, cache = layer.forward(params, x)
+        layer.backward(params, cache, y)
+        expected, _ = layer(layer.prepare(params), x)
+        for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+            assert other == layer
+            assert other is not layer
+            found, _ = other(params, x)
+            np.testing.assert_array_equal(target.to_numpy(found), target.to_numpy(expected))
 
 
 # Prepared parameters

@@ -118,6 +118,41 @@ def test_as_pytorch(name: str, scale: float, masked: bool) -> None:
     np.testing.assert_allclose(gradient, a.grad.numpy(), rtol=0, atol=1e-12 * peak)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_does_not_count_may_be_anything(
+    target: Target, name: str, reduction: str, wrong: float
+) -> None:
+    logits, targets, mask = problem(name)
+    given = {"mask": target.asarray(mask), "reduction": reduction}
+    outcomes = []
+    for fill in (0.0, wrong):
+        values, wanted = logits.copy(), targets.copy()
+        values[~mask] = fill
+        if name != "softmax_cross_entropy":
+            wanted[~mask] = fill
+        loss, gradient = LOSSES[name](target.asarray(values), target.asarray(wanted), **given)
+        outcomes.append((float(loss), target.to_numpy(gradient)))
+    assert outcomes[0][0] == outcomes[1][0]
+    np.testing.assert_array_equal(outcomes[0][1], outcomes[1][1])
+    assert not outcomes[1][1][~mask].any()
+
+
+def test_a_class_that_is_ruled_out_beside_masked_targets(target: Target) -> None:
+    """-inf for padding's own class; what is masked has that class as its target."""
+    logits = np.array([[-np.inf, 0.0, 1.0], [-np.inf, 2.0, 0.0]])
+    loss, gradient = losses.softmax_cross_entropy(
+        target.asarray(logits),
+        target.asarray([1, 0], "int64"),
+        mask=target.asarray(np.array([True, False])),
+    )
+    p = 1.0 / (1.0 + math.e)
+    assert float(target.check(loss, (), "float64")) == pytest.approx(-math.log(p), rel=1e-14)
+    found = target.check(gradient, (2, 3), "float64")
+    np.testing.assert_allclose(found, [[0.0, p - 1.0, 1.0 - p], [0.0, 0.0, 0.0]], atol=1e-15)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_counts(target: Target, name: str) -> None:
     logits, targets, mask = problem(name)

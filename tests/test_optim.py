@@ -118,7 +118,7 @@ def test_average_of_pytorch() -> None:
     module = torch.nn.Linear(3, 4, dtype=torch.float64)
     peer = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.05))
     average = optim.Average(0.05)  # so small that there is no warm-up
-    state = average.init({})
+    state: optim.State = {}
     for step in range(6):
         with torch.no_grad():
             for parameter in module.parameters():
@@ -176,6 +176,92 @@ def test_a_norm_whose_square_has_no_room(dtype: str, scale: float) -> None:
     assert float(norm) == pytest.approx(math.hypot(*values), rel=4 * float(np.finfo(dtype).eps))
 
 
+def test_clipping_in_half_precision_has_room() -> None:
+    """The squares of 70,000 ones are more than float16 holds, their norm is not."""
+    clipped, norm = optim.clip_by_global_norm({"a": np.ones(70_000, "float16")}, 1.0)
+    assert float(norm) == pytest.approx(math.sqrt(70_000), rel=1e-3)
+    np.testing.assert_allclose(clipped["a"], 1 / math.sqrt(70_000), rtol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_clipping_what_is_not_finite_as_pytorch() -> None:
+    for dtype in ("float32", "float64"):
+        clipped, norm = optim.clip_by_global_norm({"a": np.array([1.0, np.inf], dtype)}, 1.0)
+        assert norm == np.inf
+        np.testing.assert_array_equal(clipped["a"], [0.0, np.nan])
+        clipped, norm = optim.clip_by_global_norm({"a": np.array([1.0, np.nan], dtype)}, 1.0)
+        assert np.isnan(norm)
+        assert np.isnan(clipped["a"]).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30])
+def test_clipping_beside_an_empty_array(target: Target, scale: float) -> None:
+    grads = {"none": np.zeros((0, 3), "float32"), "some": np.full(4, scale, "float32")}
+    clipped, norm = optim.clip_by_global_norm(target.tree(grads), 0.5)
+    assert float(target.check(norm, (), "float32")) == pytest.approx(2 * scale)
+    target.check(clipped["none"], (0, 3), "float32")
+    found = target.check(clipped["some"], (4,), "float32")
+    np.testing.assert_allclose(found, min(scale, 0.25), rtol=1e-5)
+    clipped, norm = optim.clip_by_global_norm(target.tree({"none": grads["none"]}), 0.5)
+    assert float(target.check(norm, (), "float32")) == 0.0
+
+
+NUMBERS = (np.float32, np.float64)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: optim.SGD(n(0.1), n(0.9)),
+        lambda n: optim.SGD(n(0.1), n(0.9), nesterov=True),
+        lambda n: optim.Adam(n(0.1), (n(0.8), n(0.9)), n(1e-6)),
+        lambda n: optim.AdamW(n(0.1), weight_decay=n(0.1)),
+        lambda n: optim.RMSprop(n(0.1), n(0.9), n(1e-6)),
+    ],
+)
+def test_numpy_s_numbers_change_no_dtype(make: Any, number: Any, target: Target) -> None:
+    given, plain, mean = make(number), make(float), optim.Average(number(0.5))
+    for dtype in ("float32", "float64"):
+        params = expected = target.tree(numbers(0), dtype)
+        state, other, average = given.init(params), plain.init(params), mean.init(params)
+        for step in range(3):
+            grads = target.tree(numbers(step + 1), dtype)
+            grads, _ = optim.clip_by_global_norm(grads, number(0.5))
+            params, state = given.update(grads, state, params)
+            expected, other = plain.update(grads, other, expected)
+            average = mean.update(average, params)
+        for name, value in numbers(0).items():
+            found = target.check(params[name], value.shape, dtype)
+            np.testing.assert_allclose(found, target.to_numpy(expected[name]), rtol=1e-5)
+            target.check(average["mean"][name], value.shape, dtype)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_arrays_without_axes(target: Target, name: str) -> None:
+    opt, mean = OPTIMIZERS[name][0], optim.Average()
+    for dtype in ("float32", "float64"):
+        rows, lone = (target.tree({"a": np.full(shape, 2.0)}, dtype) for shape in ((1,), ()))
+        states, average = [opt.init(rows), opt.init(lone)], mean.init(lone)
+        for step in range(3):
+            grads = [target.tree({"a": np.full(p, step + 0.5)}, dtype) for p in ((1,), ())]
+            rows, states[0] = opt.update(grads[0], states[0], rows)
+            clipped, _ = optim.clip_by_global_norm(grads[1], 100.0)
+            lone, states[1] = opt.update(clipped, states[1], lone)
+            average = mean.update(average, lone)
+        (expected,) = target.check(rows["a"], (1,), dtype)
+        assert float(target.check(lone["a"], (), dtype)) == pytest.approx(float(expected), rel=1e-5)
+        for value in (lone["a"], average["mean"]["a"], *(states[1][s]["a"] for s in opt._slots())):
+            assert target.backend != "numpy" or type(value) is np.ndarray
+
+
+def test_an_average_is_its_own() -> None:
+    params = {"a": np.ones(3)}
+    state = optim.Average().init(params)
+    params["a"] += 5.0
+    assert state["mean"]["a"].tolist() == [1.0, 1.0, 1.0]
+
+
 def test_schedules() -> None:
     assert optim.constant(0.3)(7) == 0.3
     cosine = optim.warmup_cosine(1.0, 110, warmup=10, floor=0.1)
@@ -200,7 +286,7 @@ def test_schedules() -> None:
         (lambda: optim.AdamW(weight_decay=-1.0), "weight_decay must be"),
         (lambda: optim.Average(1.0), "decay must lie in 0 <= decay < 1, got 1.0"),
         (
-            lambda: optim.Average().update(optim.Average().init({"a": 1}), {"b": 1}),
+            lambda: optim.Average().update({"step": 0, "mean": {"a": 1}}, {"b": 1}),
             "the mean and params must have the same names, but differ in a, b",
         ),
         (lambda: optim.RMSprop(alpha=2.0), "alpha must lie in"),

@@ -91,6 +91,19 @@ def test_sequence_model(target: Target, options: dict) -> None:  # type: ignore[
     assert abs((ends[0] - ends[1]) / 2e-6 - slope) < 1e-6 * abs(slope)
 
 
+def test_a_mean_of_half_precision_is_added_in_single() -> None:
+    y, _ = Pool().forward({}, np.ones((5000, 1, 2), "float16"))
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y, 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [Pool(), Pool("last"), Pool("last", True)], ids=repr)
+def test_the_gradient_is_an_array_of_its_own(layer: Pool) -> None:
+    y, cache = layer.forward({}, X)
+    _, dx = layer.backward({}, cache, y)
+    dx += 1.0
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="kind must be one of mean, last, got 'max'"):
         Pool("max")

@@ -61,6 +61,20 @@ def test_as_a_scalar_loop(target: Target, masked: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_does_not_count_may_be_anything(target: Target, wrong: float) -> None:
+    predictions, targets, mask = problem()
+    given = {"mask": target.asarray(mask)}
+    outcomes = []
+    for fill in (0.0, wrong):
+        for array in (predictions, targets):
+            array[~mask] = fill
+        arrays = target.asarray(predictions), target.asarray(targets)
+        loss, gradient = losses.quantile_loss(*arrays, QUANTILES, **given)
+        outcomes.append((float(loss), target.to_numpy(gradient).tolist()))
+    assert outcomes[0] == outcomes[1]
+
+
 def test_the_least_loss_is_at_the_quantile() -> None:
     values = np.arange(1.0, 12.0)
     for q, expected in ((0.1, 2.0), (0.5, 6.0), (0.9, 10.0)):

@@ -162,11 +162,20 @@ def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) ->
     check_array(name, array, shape, like)
 
 
-def use_once(layer: object, cache: Any) -> None:
-    """Raise unless `cache` is a fresh one of this layer; mark it as used."""
+def check_cache(layer: object, cache: Any) -> None:
+    """Raise unless `cache` is a fresh one of this layer."""
     made_by = getattr(cache, "layer", None)
     if made_by is not layer and made_by != layer:
         raise ValueError(f"cache is not from the forward call of {layer}")
+    _check_fresh(cache)
+
+
+def use_once(cache: Any) -> None:
+    """Raise if `cache` was used; mark it as used, now that all arguments are known to be right."""
+    _check_fresh(cache)
+    cache.used = True
+
+
+def _check_fresh(cache: Any) -> None:
     if cache.used:
         raise ValueError("cache was used by a backward call before: run forward again")
-    cache.used = True

@@ -19,8 +19,10 @@ from rnn_xp.backend import (
     on_its_device,
     operations,
     select,
+    sum_of_rows,
 )
 from rnn_xp.layers.checks import (
+    check_cache,
     check_count,
     check_flag,
     check_given,
@@ -106,14 +108,15 @@ class Linear:
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, Array]:
         """Return dparams and dx: the gradients of sum(y * dy)."""
         xp = check_params(self, params)
-        use_once(self, cache)
+        check_cache(self, cache)
         check_given("weight", params["weight"], self.shapes["weight"], cache.like)
         check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
+        use_once(cache)
         rows = xp.reshape(dy, (-1, self.output_size))
         ops = operations(xp)
         dparams = {"weight": product(ops, rows.T, cache.kept)}
         if self.bias:
-            dparams["bias"] = xp.sum(rows, axis=0)
+            dparams["bias"] = sum_of_rows(xp, rows)
         return dparams, xp.reshape(product(ops, rows, params["weight"]), cache.shape)
 
 
@@ -176,7 +179,8 @@ class Embedding:
         if dtype_name(x.dtype) in ("int8", "int16", "uint8", "uint16"):  # too small for torch
             flat = xp.astype(flat, xp.int32)
         vectors = xp.reshape(xp.take(weight, flat, axis=0), (*shape, self.embedding_size))
-        return vectors, Cache(self, flat, shape, weight)
+        # A copy: the caller may change his before the backward run.
+        return vectors, Cache(self, xp.asarray(flat, copy=True), shape, weight)
 
     def check(self, params: Params, x: Array) -> Namespace:
         """Raise unless `forward` can take these; return their namespace."""
@@ -197,8 +201,9 @@ class Embedding:
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, None]:
         """Return dparams, and None for the integers."""
         xp = check_params(self, params)
-        use_once(self, cache)
+        check_cache(self, cache)
         check_given("dy", dy, (*cache.shape, self.embedding_size), cache.like)
+        use_once(cache)
         rows = xp.reshape(dy, (-1, self.embedding_size))
         weight = operations(xp).scatter_add(rows, cache.kept, self.num_embeddings)
         return {"weight": weight}, None
@@ -256,6 +261,7 @@ class Dropout:
     @on_its_device
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, Array]:
         """Return no dparams, and dx."""
-        use_once(self, cache)
+        check_cache(self, cache)
         check_given("dy", dy, cache.shape, cache.like)
+        use_once(cache)
         return {}, dy if cache.kept is None else dy * cache.kept

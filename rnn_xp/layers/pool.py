@@ -7,8 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnn_xp.backend import Array, array_namespace, device_of, like_of, on_its_device
+from rnn_xp.backend import (
+    Array,
+    array_namespace,
+    device_of,
+    like_of,
+    on_its_device,
+    sum_of_rows,
+)
 from rnn_xp.layers.checks import (
+    check_cache,
     check_flag,
     check_given,
     check_is_given,
@@ -108,15 +116,15 @@ class Pool:
             raise ValueError(f"x must have shape (T, B, F), none of them 0, got {tuple(x.shape)}")
         weights = self._weights(x, lengths)
         kept = xp.where(weights != 0, x, xp.zeros((), dtype=x.dtype, device=device_of(x)))
-        return xp.sum(kept * weights, axis=0), Cache(self, weights, tuple(x.shape), x[:1, :1, :1])
+        return sum_of_rows(xp, kept * weights), Cache(self, weights, tuple(x.shape), x[:1, :1, :1])
 
     @on_its_device
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Params, Array]:
         """Return no gradients of parameters, and dx (T, B, F): the gradient of sum(y * dy)."""
-        use_once(self, cache)
+        check_cache(self, cache)
         check_given("dy", dy, cache.shape[1:], cache.like)
-        xp = array_namespace(dy=dy)
-        return {}, xp.broadcast_to(dy[None, :, :] * cache.weights, cache.shape)
+        use_once(cache)
+        return {}, dy[None, :, :] * cache.weights
 
     def _weights(self, x: Array, lengths: Sequence[int] | Array | None) -> Array:
         """Return w, (T, B, 1), or (T, B, F) where it depends on the direction."""

@@ -7,7 +7,7 @@ which reads the output of the one below, both directions side by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import is_, itemgetter
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from rnn_xp.backend import (
 from rnn_xp.cells import make_cell
 from rnn_xp.cells.base import Cell
 from rnn_xp.layers.checks import (
+    check_cache,
     check_count,
     check_flag,
     check_given,
@@ -98,6 +99,10 @@ class Recurrent:
         for name in ("bias", "bidirectional"):
             check_flag(name, getattr(self, name))
         check_rate("dropout", self.dropout)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the description alone: what follows from it may hold functions and modules."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     # The cell, and what follows from it
 
@@ -308,16 +313,18 @@ class Recurrent:
         TypeError
             If `params` or a gradient are not of the library and dtype of `forward`.
         """
-        use_once(self, cache)
+        check_cache(self, cache)
         if not self._has(params, cache.params):
             check_params(self, params)
             first = params["weight_ih_l0"]
             check_given("weight_ih_l0", first, tuple(first.shape), cache.like)
         elif cache.at_once and isinstance(cache.engine, Native):
+            use_once(cache)
             done = cache.engine.backward_at_once(cache.params, cache.levels[0], dy, dstate)
             if done is not None:
                 gradient, dx, dstate = done
                 return dict(zip(self.shapes, gradient, strict=True)), dx, dstate
+            cache.used = False  # an argument is not plainly right: the checks say what
         return self._run_backward(params, cache, dy, dstate)
 
     # Inside
@@ -337,6 +344,7 @@ class Recurrent:
         if not batched:
             dy = dy[:, None, :]
         part = parts = self._state_in("dstate", dstate, dy.shape[1], batched, cache.like)
+        use_once(cache)
         gradients: list[Sequence[dict[str, Array]]] = []
         dstates: list[Sequence[Array]] = []
         if cache.at_once and isinstance(cache.engine, Deep):
