@@ -32,6 +32,7 @@ from rnn_xp.backend import Array, select, to_numpy
 from rnn_xp.fitting import Epoch, Settings, fit
 from rnn_xp.layers.checks import check_count
 from rnn_xp.models import sequence_model
+from rnn_xp.scaling import mean_and_deviation
 from rnn_xp.sequences import Sequences
 from rnn_xp.tasks.classify import probabilities
 from rnn_xp.tasks.examples import Loss, gradients_of, outputs_of
@@ -309,8 +310,8 @@ def _settings(given: dict[str, Any], seed: int) -> Settings:
 
 def _mean_and_scale(rows: HostArray) -> tuple[HostArray, HostArray]:
     """Return mean and deviation of each column (K,); 1 for the deviation of a constant one."""
-    deviation = rows.std(axis=0, dtype=np.float64)
-    return rows.mean(axis=0, dtype=np.float64), np.where(deviation > 0, deviation, 1.0)
+    mean, deviation = mean_and_deviation(rows)
+    return mean, np.where(deviation > 0, deviation, 1.0)
 
 
 def _mean_squared_error(outputs: Array, targets: Array) -> tuple[Array, Array]:

@@ -41,6 +41,8 @@ def test_encoding_standardises_by_the_training_part() -> None:
     assert encoding.mean == (4.0, 5.0)
     # Of 1, 3, 8 around 4: (9 + 1 + 16) / 3; a channel that never changes is only shifted.
     assert encoding.deviation == pytest.approx(((26 / 3) ** 0.5, 1.0), rel=1e-15)
+    steady = tuple(np.full((7, 1), 0.1) for _ in range(2))  # the mean of such is rounded
+    assert Encoding.of(Sequences(steady, ("a", "b"))).deviation == (1.0,)
     other = Sequences((np.asarray([[4.0, 6.0]]),), ("10",), ("name",))
     inputs, targets = encoding.encode(other)
     assert inputs.values[0].tolist() == [[0.0, 1.0]]

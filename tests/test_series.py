@@ -308,6 +308,8 @@ def test_times() -> None:
     assert times_after(("1", "2", "4"), 1) == ("+1",)
     assert times_after(("2001-01-01", "2001-02-01", "2001-03-01"), 1) == ("+1",)
     assert times_after(("5",), 1) == ("+1",)
+    assert times_after(("9999-12-29", "9999-12-30"), 1) == ("9999-12-31",)
+    assert times_after(("9999-12-29", "9999-12-30"), 2) == ("+1", "+2")
 
 
 def table(text: str) -> Table:
@@ -387,9 +389,10 @@ def test_errors_of_learning_and_evaluation() -> None:
     with pytest.raises(SeriesError, match="too few rows, 60, for a window of 5"):
         described.learn(series, described.origins(50, 52))
     flat = replace(series, values=series.values.copy())
-    flat.values[:40, 1] = 2.0
-    with pytest.raises(SeriesError, match="'noise' is constant in the part to train on"):
-        described.learn(flat, described.origins(0, 40))
+    for value in (2.0, 0.1):  # the mean of the latter is rounded
+        flat.values[:40, 1] = value
+        with pytest.raises(SeriesError, match="'noise' is constant in the part to train on"):
+            described.learn(flat, described.origins(0, 40))
     empty = replace(series, values=series.values.copy())
     empty.values[20:, 0] = math.nan
     with pytest.raises(SeriesError, match="all values to forecast in the part to train on"):

@@ -162,6 +162,9 @@ def test_channels_are_standardised(estimators: Any) -> None:
     np.testing.assert_allclose(
         other.predict_proba(moved), estimator.predict_proba(x), rtol=0, atol=1e-9
     )
+    # 0.1 is no sum of powers of two: the rounding of its mean is no deviation.
+    steady = [np.column_stack([value, np.full(len(value), 0.1)]) for value in x]
+    assert estimators.RNNClassifier(**SMALL).fit(steady, labels).scale_[-1] == 1.0
     raw = estimators.RNNClassifier(**SMALL, standardize=False).fit(x, labels)
     assert raw.mean_.tolist() == [0.0, 0.0]
     assert raw.scale_.tolist() == [1.0, 1.0]

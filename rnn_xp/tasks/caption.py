@@ -20,6 +20,7 @@ from rnn_xp.files import read_npz
 from rnn_xp.fitting import Gradients, Indices, Params
 from rnn_xp.losses import softmax_cross_entropy
 from rnn_xp.random import Seed
+from rnn_xp.scaling import mean_and_deviation
 from rnn_xp.tasks.digit_captions import compose
 
 HostArray = np.ndarray[Any, Any]
@@ -186,12 +187,12 @@ class Reader:
     def of(cls, pictures: Pictures, captions: Sequence[str]) -> Reader:
         """Learn the scale from training pictures, and the words from captions."""
         cut = [_WORD.findall(caption) for caption in captions]
-        images = pictures.images.astype(np.float64)
+        mean, deviation = mean_and_deviation(pictures.images, axis=None)
         return cls(
             tuple(sorted({word for caption in cut for word in caption})),
-            images.shape[1:],
-            float(images.mean()),
-            float(images.std()) or 1.0,
+            pictures.images.shape[1:],
+            float(mean),
+            float(deviation) or 1.0,
             max(map(len, cut)),
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from rnn_xp import losses
 from rnn_xp.random import Seed, generator
+from rnn_xp.scaling import mean_and_deviation
 from rnn_xp.sequences import SequenceError, Sequences
 
 HostArray = np.ndarray[Any, Any]
@@ -48,11 +49,11 @@ class Encoding:
             raise SequenceError(
                 f"all sequences are of the class {names.pop()!r}: expected two or more"
             )
-        frames = np.concatenate(sequences.values, dtype=np.float64)
-        deviation = frames.std(axis=0)
+        frames = np.concatenate(sequences.values)
+        mean, deviation = mean_and_deviation(frames)
         return cls(
             tuple(sorted(names, key=int) if all(map(_is_integer, names)) else sorted(names)),
-            tuple(frames.mean(axis=0).tolist()),
+            tuple(mean.tolist()),
             tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
         )
 

@@ -18,6 +18,7 @@ from rnn_xp import losses
 from rnn_xp.backend import Array, Backend, array_namespace, on_its_device
 from rnn_xp.fitting import Params
 from rnn_xp.models import Chain
+from rnn_xp.scaling import mean_and_deviation
 from rnn_xp.sequences import Sequences
 from rnn_xp.tasks.examples import outputs_of
 from rnn_xp.tasks.windows import (
@@ -164,7 +165,7 @@ class Forecaster:
                 f"season of {self.season} and a horizon of {self.horizon}"
             )
         x = plain.inputs(series, origins)
-        means, scales = x.mean(axis=(0, 1)), x.std(axis=(0, 1))
+        means, scales = mean_and_deviation(x, axis=(0, 1))
         targets = plain.targets(series, origins)
         columns = len(series.names)
         means[columns:], scales[columns:] = 0.0, 1.0  # 0 or 1: whether a value is there
@@ -177,13 +178,13 @@ class Forecaster:
             raise SeriesError(
                 f"{series.source}: all values to forecast in the part to train on are missing"
             )
-        target_scale = float(np.nanstd(targets)) or float(scales[0])
+        target_mean, target_scale = mean_and_deviation(targets[~np.isnan(targets)])
         return replace(
             self,
             means=tuple(means.tolist()),
             scales=tuple(scales.tolist()),
-            target_mean=float(np.nanmean(targets)),
-            target_scale=target_scale,
+            target_mean=float(target_mean),
+            target_scale=float(target_scale) or float(scales[0]),
         )
 
     def inputs(self, series: Series, origins: Rows) -> Numbers:

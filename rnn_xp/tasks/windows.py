@@ -132,7 +132,8 @@ def times_after(times: Sequence[str], count: int) -> tuple[str, ...]:
     if len(times) > 1 and None not in dates:
         days = np.asarray([date.toordinal() for date in dates if date is not None])
         step = int(days[-1] - days[-2])
-        if step > 0 and (np.diff(days) == step).all():
+        last = int(days[-1]) + step * count  # no date follows 9999-12-31
+        if step > 0 and (np.diff(days) == step).all() and last <= datetime.date.max.toordinal():
             after = (datetime.date.fromordinal(int(days[-1]) + step * k) for k in _counted(count))
             return tuple(str(date) for date in after)
     numbers = np.asarray([_number(time) for time in times])
