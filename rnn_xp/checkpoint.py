@@ -2,7 +2,9 @@
 
     tensors   <parameter>                       the parameters, under PyTorch's names
               training.<...>                    optional: what training needs to go on
-    metadata  format, model, vocabulary, task, training   JSON, as strings
+    metadata  format, model, vocabulary, task, training, bfloat16   JSON, as strings
+
+bfloat16, which NumPy lacks, is written as float32, and `bfloat16` lists the tensors that were so.
 
 A reader that knows nothing of this package finds the parameters by their names.
 """
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.backend import Array, dtype_name, select, to_numpy
+from rnn_xp.backend import Array, Backend, dtype_name, host_of, select
 from rnn_xp.errors import first_line
 from rnn_xp.files import replace_file
 from rnn_xp.models import Chain, Layer
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 FORMAT = "rnn_xp 1"
 _TRAINING = "training."
+_READABLE = ("BOOL", "BF16", *(f"{kind}{bits}" for kind in "UIF" for bits in (8, 16, 32, 64)))
+"""The dtypes of the format that NumPy has (there is no F8 of this name), and bfloat16."""
 
 
 class CheckpointError(ValueError):
@@ -79,17 +83,22 @@ def save(
     Raises
     ------
     ValueError
-        If the parameters do not fit the model.
+        If the parameters do not fit the model, or one's name begins with `training.`.
     OSError
         If the file cannot be written; an old file is left as it was.
     """
     from safetensors.numpy import save as to_bytes
 
-    arrays = {name: _host(value) for name, value in params.items()}
-    problem = misfit(model.shapes, arrays)
+    for name in params:
+        if name.startswith(_TRAINING):
+            raise ValueError(
+                f"the parameter {name} must not begin with {_TRAINING}: rename its layer"
+            )
+    given = {**params, **{_TRAINING + name: value for name, value in (tensors or {}).items()}}
+    arrays = {name: host_of(value) for name, value in given.items()}
+    problem = misfit(model.shapes, {name: arrays[name] for name in params})
     if problem:
         raise ValueError(f"params do not fit the model: {problem}")
-    arrays |= {_TRAINING + name: _host(value) for name, value in (tensors or {}).items()}
     metadata = {"format": FORMAT, "model": json.dumps(_describe(model))}
     if vocabulary is not None:
         metadata["vocabulary"] = json.dumps(vocabulary)
@@ -97,12 +106,10 @@ def save(
         metadata["task"] = json.dumps(dict(task))
     if training is not None:
         metadata["training"] = json.dumps(dict(training))
+    narrow = [name for name, value in given.items() if dtype_name(value.dtype) == "bfloat16"]
+    if narrow:
+        metadata["bfloat16"] = json.dumps(narrow)
     replace_file(Path(path), to_bytes(arrays, metadata))
-
-
-def _host(value: Array) -> np.ndarray[Any, Any]:
-    # safetensors writes the memory as it lies, so a transposed view must become contiguous.
-    return np.ascontiguousarray(to_numpy(value))
 
 
 def load(
@@ -120,7 +127,8 @@ def load(
     backend, device : str
         Where the arrays shall lie; as in `backend.select`.
     dtype : str, optional
-        Cast the parameters; without it they stay as they were saved.
+        Cast the parameters; without it they stay as they were saved, but bfloat16 is float32 on
+        a backend without it.
 
     Raises
     ------
@@ -140,6 +148,7 @@ def load(
         vocabulary = json.loads(metadata.get("vocabulary", "null"))
         task = json.loads(metadata.get("task", "{}"))
         training = json.loads(metadata.get("training", "{}"))
+        narrow = set(json.loads(metadata.get("bfloat16", "[]")))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error})") from error
     params = {name: a for name, a in arrays.items() if not name.startswith(_TRAINING)}
@@ -147,31 +156,45 @@ def load(
     if problem:
         raise CheckpointError(f"{path} does not fit its own model description: {problem}")
     chosen = select(backend, device)
+    if narrow and not _has_bfloat16(chosen):
+        narrow = set()
+
+    def placed(name: str, dtype: str | None) -> Array:
+        return chosen.asarray(arrays[name], dtype or ("bfloat16" if name in narrow else None))
+
     return Checkpoint(
         model,
-        {name: chosen.asarray(params[name], dtype) for name in model.shapes},
+        {name: placed(name, dtype) for name in model.shapes},
         vocabulary,
         training,
         {
-            name.removeprefix(_TRAINING): chosen.asarray(value)
-            for name, value in arrays.items()
+            name.removeprefix(_TRAINING): placed(name, None)
+            for name in arrays
             if name.startswith(_TRAINING)
         },
         task,
     )
 
 
+def _has_bfloat16(backend: Backend) -> bool:
+    try:
+        backend.dtype("bfloat16")
+    except ValueError:
+        return False
+    return True
+
+
 def read_tensors(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], start: str = ""
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """Return the tensors and the metadata of any safetensors file.
+    """Return the tensors whose names begin with `start`, and the metadata, of a safetensors file.
 
     bfloat16, which NumPy lacks, is widened to float32: every value is the same.
 
     Raises
     ------
     CheckpointError
-        If the file is truncated or no safetensors file.
+        If the file is truncated or no safetensors file, or NumPy lacks the dtype of a tensor.
     OSError
         If it cannot be read.
     """
@@ -183,11 +206,18 @@ def read_tensors(
     try:
         with safe_open(os.fspath(path), framework="np") as file:
             for name in file.keys():  # noqa: SIM118
-                if file.get_slice(name).get_dtype() == "BF16":
+                if not name.startswith(start):
+                    continue
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _READABLE:
+                    raise CheckpointError(f"{path}: {name} has dtype {dtype}, which NumPy lacks")
+                if dtype == "BF16":
                     arrays[name] = _bfloat16(path, name)
                 else:
                     arrays[name] = file.get_tensor(name)
             return arrays, file.metadata() or {}
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file, or is truncated ({first_line(error)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from targets import need
 
-from rnn_xp import GRU, LSTM, RNN, character_model, load, save
+from rnn_xp import GRU, LSTM, RNN, Linear, character_model, interop, load, save
+from rnn_xp.backend import dtype_name, host_of
 from rnn_xp.checkpoint import CheckpointError
 from rnn_xp.files import replace_file
 from rnn_xp.models import Chain
@@ -61,6 +64,44 @@ def test_names_are_pytorch_s_and_the_description_is_json(tmp_path: Path) -> None
         described = json.loads(file.metadata()["model"])
     assert described[1]["type"] == "LSTM"
     assert Chain.build(described) == MODEL
+
+
+def test_arrays_without_axes(tmp_path: Path) -> None:
+    save(tmp_path / "m", MODEL, MODEL.init(0), tensors={"s": np.asarray(3.0)})
+    assert load(tmp_path / "m").tensors["s"].shape == ()
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_bfloat16_comes_back(tmp_path: Path, backend: str) -> None:
+    need(backend)
+    layer = GRU(2, 3)
+    params = layer.init(0, backend=backend, dtype="bfloat16")
+    counts = layer.init(0, backend=backend)["weight_ih_l0"]
+    save(tmp_path / "m", layer, params, tensors={"m": params["bias_ih_l0"], "n": counts})
+    found = load(tmp_path / "m", backend=backend)
+    assert {dtype_name(value.dtype) for value in found.params.values()} == {"bfloat16"}
+    assert dtype_name(found.tensors["m"].dtype) == "bfloat16"
+    assert dtype_name(found.tensors["n"].dtype) == "float32"
+    plain = load(tmp_path / "m")
+    for name, value in params.items():
+        assert np.array_equal(host_of(found.params[name]), host_of(value))
+        assert plain.params[name].dtype == np.float32  # NumPy lacks bfloat16
+        assert np.array_equal(plain.params[name], host_of(value))
+    cast = load(tmp_path / "m", backend=backend, dtype="float32")
+    assert {dtype_name(value.dtype) for value in cast.params.values()} == {"float32"}
+
+
+def test_a_dtype_that_numpy_lacks(tmp_path: Path) -> None:
+    """Read where it is asked for alone."""
+    need("torch")
+    torch = importlib.import_module("torch")
+    own = {f"enc.{name}": torch.ones(shape) for name, shape in GRU(2, 3).shapes.items()}
+    other = {"q.w": torch.ones(2, dtype=torch.float8_e4m3fn)}
+    importlib.import_module("safetensors.torch").save_file({**own, **other}, tmp_path / "m")
+    params = interop.read_safetensors(tmp_path / "m", GRU(2, 3), "enc")
+    assert all((value == 1.0).all() for value in params.values())
+    with pytest.raises(CheckpointError, match=r"m: q\.w has dtype F8_E4M3, which NumPy lacks"):
+        interop.read_safetensors(tmp_path / "m", Linear(1, 1), "q")
 
 
 def test_a_transposed_array_is_written_as_it_reads(tmp_path: Path) -> None:
@@ -127,6 +168,13 @@ def test_truncated(tmp_path: Path, part: float) -> None:
     path.write_bytes(data[: int(part * len(data))])
     with pytest.raises(CheckpointError, match="truncated"):
         load(path)
+
+
+def test_a_name_that_training_s_tensors_have(tmp_path: Path) -> None:
+    model = Chain((("training", Linear(2, 2)),))
+    with pytest.raises(ValueError, match=r"the parameter training\.weight must not begin with"):
+        save(tmp_path / "m", model, model.init(0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_params_are_not_written(tmp_path: Path) -> None:

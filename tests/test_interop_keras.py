@@ -509,6 +509,15 @@ def test_directions_that_differ(keras: Any) -> None:
         interop.from_keras(peer)
 
 
+def test_weights_beside_the_layer_s_own_are_not_carried(keras: Any) -> None:
+    dense, table = keras.layers.Dense(3, name="a"), keras.layers.Embedding(5, 2, name="b")
+    for peer, size in ((dense, (None, 4)), (table, (None,))):
+        peer.build(size)
+        peer.enable_lora(1)
+        with pytest.raises(InteropError, match=f"'{peer.name}' has the weights .*lora.*LoRA"):
+            interop.from_keras(peer)
+
+
 def test_layers_that_are_not_carried(keras: Any) -> None:
     layers = keras.layers
     for peer, message in (

@@ -153,6 +153,44 @@ def test_a_network_as_other_tools_write_it() -> None:
         np.testing.assert_allclose(run_model(model, inputs)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_axes_and_sizes_as_attributes() -> None:
+    """As they were before version 13 of the operators."""
+    onnx = need_module("onnx")
+    make = onnx.helper.make_node
+    nodes = [
+        make("Unsqueeze", ["x"], ["more"], axes=[0, 3]),
+        make("Squeeze", ["more"], ["same"], axes=[-1]),
+        make("Squeeze", ["same"], ["plain"]),
+        make("Split", ["plain"], ["left", "right"], axis=1, split=[1, 2]),
+        make("ReduceSum", ["right"], ["sum"], axes=[1], keepdims=1),
+        make("Sub", ["left", "sum"], ["y"]),
+    ]
+    inputs = {"x": np.arange(12.0, dtype="float32").reshape(4, 3)}
+    model = graph_of(nodes, inputs, 2, 11)
+    (expected,) = onnxruntime_run(model, inputs)
+    assert run_model(model, inputs)[0].tolist() == expected.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_a_network_as_pytorch_wrote_it_of_old(kind: str) -> None:
+    """The operators of version 11."""
+    need_module("onnx")
+    need_module("torch")
+    import torch
+
+    torch.manual_seed(0)
+    network, file = getattr(torch.nn, kind)(5, 6, bidirectional=True), io.BytesIO()
+    example = torch.randn(3, 2, 5)
+    torch.onnx.export(network, (example,), file, dynamo=False, opset_version=11)
+    prepared = prepare(need_module("onnx").load_from_string(file.getvalue()))
+    with torch.no_grad():
+        y, state = network(example)
+    last = state if kind == "LSTM" else (state,)
+    for found, expected in zip(prepared.run(example.numpy()), (y, *last), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}], ids=str)
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])

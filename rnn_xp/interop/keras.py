@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.backend import dtype_name, to_numpy
+from rnn_xp.backend import dtype_name, host_of, to_numpy
 from rnn_xp.checkpoint import misfit
 from rnn_xp.interop.keras_reading import chain_of, layer_of, stack_of
 from rnn_xp.interop.keras_writing import made_chain, made_of
-from rnn_xp.interop.tensors import HostArray, InteropError, Params, host_of, place
+from rnn_xp.interop.tensors import HostArray, InteropError, Params, place
 from rnn_xp.layers.checks import check_params
 from rnn_xp.models import Chain, Layer
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.interop.tensors import HostArray, InteropError, host_of
+from rnn_xp.backend import host_of
+from rnn_xp.interop.tensors import HostArray, InteropError
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool, Recurrent
 from rnn_xp.models import Chain, Layer
 
@@ -55,9 +56,15 @@ def _unknown(keras: Any, layer: Any, expected: str) -> InteropError:
     return InteropError(f"Keras layer {layer.name!r} is of the kind {kind}: expected {expected}")
 
 
-def _host_weights(layer: Any) -> list[HostArray]:
+def _host_weights(layer: Any, most: int = 3) -> list[HostArray]:
     if not layer.weights:
         raise InteropError(f"Keras layer {layer.name!r} has no weights yet: build it, or call it")
+    if len(layer.weights) > most:
+        names = ", ".join(weight.name for weight in layer.weights)
+        raise InteropError(
+            f"Keras layer {layer.name!r} has the weights {names}: those of LoRA or of quantisation "
+            "cannot be carried, merge them before"
+        )
     return [host_of(weight.value) for weight in layer.weights]
 
 
@@ -138,11 +145,11 @@ def layer_of(keras: Any, layer: Any) -> tuple[Layer, Arrays]:
     layers, kind = keras.layers, type(layer)
     if kind is layers.Dense:
         _expect(layer.name, layer.get_config(), activation=("linear",))
-        kernel, *bias = _host_weights(layer)
+        kernel, *bias = _host_weights(layer, 1 + layer.use_bias)
         arrays = {"weight": kernel.T} | dict(zip(("bias",), bias, strict=False))
         return Linear(*kernel.shape, bias=bool(bias)), arrays
     if kind is layers.Embedding:
-        (table,) = _host_weights(layer)
+        (table,) = _host_weights(layer, 1)
         return Embedding(*table.shape), {"weight": table}
     if kind is layers.Dropout:
         _expect(layer.name, layer.get_config(), noise_shape=(None,))

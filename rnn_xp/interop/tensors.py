@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.backend import Array, dtype_name, select, to_numpy
+from rnn_xp.backend import Array, select
 from rnn_xp.checkpoint import CheckpointError, misfit, read_tensors
 from rnn_xp.layers.checks import HasShapes
 
@@ -57,7 +57,7 @@ def read_safetensors(
     OSError
         If it cannot be read.
     """
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, start_of(prefix))
     named, problem = select_tensors(layer.shapes, tensors, prefix)
     if problem:
         raise CheckpointError(f"{path} does not fit the {type(layer).__name__}: {problem}")
@@ -85,10 +85,3 @@ def place(
     """Copy host arrays to a backend."""
     chosen = select(backend, device)
     return {name: chosen.asarray(np.array(array), dtype) for name, array in arrays.items()}
-
-
-def host_of(value: Array) -> HostArray:
-    """Return a contiguous copy on the host; bfloat16 is widened to float32."""
-    host = to_numpy(value)
-    wide = np.float32 if dtype_name(value.dtype) == "bfloat16" else host.dtype
-    return np.array(host, dtype=wide, order="C")

@@ -8,8 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rnn_xp.backend import Array, dtype_name
-from rnn_xp.interop.tensors import InteropError, Params, host_of, place, select_tensors, start_of
+from rnn_xp.backend import Array, dtype_name, host_of
+from rnn_xp.errors import first_line
+from rnn_xp.interop.tensors import (
+    HostArray,
+    InteropError,
+    Params,
+    place,
+    select_tensors,
+    start_of,
+)
 from rnn_xp.layers import GRU, LSTM, RNN, Embedding, Linear, Recurrent
 from rnn_xp.layers.checks import HasShapes, check_params
 from rnn_xp.models import Chain
@@ -113,11 +121,18 @@ def from_state_dict(
         floating-point.
     """
     start = start_of(prefix)
-    tensors = {n: host_of(value) for n, value in state_dict.items() if n.startswith(start)}
+    tensors = {n: _on_host(n, value) for n, value in state_dict.items() if n.startswith(start)}
     named, problem = select_tensors(layer.shapes, tensors, prefix)
     if problem:
         raise InteropError(f"state_dict does not fit the {type(layer).__name__}: {problem}")
     return place(named, backend, device, dtype)
+
+
+def _on_host(name: str, tensor: Any) -> HostArray:
+    try:
+        return host_of(tensor)
+    except (TypeError, NotImplementedError) as error:
+        raise InteropError(f"{name} cannot be copied to NumPy: {first_line(error)}") from error
 
 
 def to_state_dict(layer: HasShapes, params: Params) -> StateDict:

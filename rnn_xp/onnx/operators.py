@@ -82,9 +82,14 @@ def _reduce_sum(b: Backend, a: Attributes, x: Array, axes: Array | None = None) 
     return b.xp.sum(x, axis=_axes(a, axes), keepdims=keepdims, dtype=x.dtype)
 
 
+def _given(a: Attributes, name: str, array: Array | None) -> list[int] | None:
+    """Return integers that are an attribute or, in later versions, an input; None if neither is."""
+    return _integers(array) if array is not None else a.get(name)
+
+
 def _axes(a: Attributes, axes: Array | None) -> tuple[int, ...] | None:
-    """Return the axes, an attribute or, in later versions, an input; None for all."""
-    return tuple(a.get("axes", ()) if axes is None else _integers(axes)) or None
+    """Return the axes; None for all."""
+    return tuple(_given(a, "axes", axes) or ()) or None
 
 
 def _reshape(b: Backend, a: Attributes, data: Array, shape: Array) -> Array:
@@ -119,25 +124,28 @@ def _softmax(b: Backend, a: Attributes, x: Array) -> Array:
 
 
 def _split(b: Backend, a: Attributes, x: Array, sizes: Array | None = None) -> tuple[Array, ...]:
-    if sizes is None:
-        raise ValueError("Split without the input split is not supported")
+    wanted = _given(a, "split", sizes)
+    if wanted is None:
+        raise ValueError("Split without the sizes of its parts is not supported")
     axis = a.get("axis", 0) % x.ndim
-    ends = [0, *np.cumsum(_integers(sizes)).tolist()]
+    ends = [0, *np.cumsum(wanted).tolist()]
     before = (slice(None),) * axis
     return tuple(x[(*before, slice(i, j), ...)] for i, j in pairwise(ends))
 
 
 def _squeeze(b: Backend, a: Attributes, x: Array, axes: Array | None = None) -> Array:
-    ones = [k for k, size in enumerate(x.shape) if size == 1]
-    return b.xp.squeeze(x, axis=tuple(ones if axes is None else _integers(axes)))
+    wanted = _given(a, "axes", axes)
+    if wanted is None:
+        wanted = [k for k, size in enumerate(x.shape) if size == 1]
+    return b.xp.squeeze(x, axis=tuple(wanted))
 
 
 def _transpose(b: Backend, a: Attributes, x: Array) -> Array:
     return b.xp.permute_dims(x, tuple(a.get("perm", range(x.ndim)[::-1])))
 
 
-def _unsqueeze(b: Backend, a: Attributes, x: Array, axes: Array) -> Array:
-    wanted = _integers(axes)
+def _unsqueeze(b: Backend, a: Attributes, x: Array, axes: Array | None = None) -> Array:
+    wanted = _given(a, "axes", axes) or []
     for axis in sorted(axis % (x.ndim + len(wanted)) for axis in wanted):
         x = b.xp.expand_dims(x, axis=axis)
     return x
@@ -161,15 +169,15 @@ OPERATORS = {
     "MatMul": Operator(1, (), lambda b, a, x, y: x @ y),
     "Range": Operator(11, (), _range),
     "ReduceMean": Operator(1, ("axes", "keepdims"), _reduce_mean),
-    "ReduceSum": Operator(13, ("keepdims",), _reduce_sum),
+    "ReduceSum": Operator(1, ("axes", "keepdims"), _reduce_sum),
     "Reshape": Operator(5, ("allowzero",), _reshape),
     "Shape": Operator(1, (), lambda b, a, x: b.asarray(np.asarray(x.shape))),
     "Slice": Operator(10, (), _slice),
     "Softmax": Operator(13, ("axis",), _softmax),
-    "Split": Operator(13, ("axis",), _split),
-    "Squeeze": Operator(13, (), _squeeze),
+    "Split": Operator(2, ("axis", "split"), _split),
+    "Squeeze": Operator(1, ("axes",), _squeeze),
     "Sub": Operator(7, (), lambda b, a, x, y: x - y),
     "Transpose": Operator(1, ("perm",), _transpose),
-    "Unsqueeze": Operator(13, (), _unsqueeze),
+    "Unsqueeze": Operator(1, ("axes",), _unsqueeze),
     "Where": Operator(9, (), lambda b, a, condition, x, y: b.xp.where(condition, x, y)),
 }
