@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING
 
 from rnn_xp.backend import Array, array_namespace, device_of, like_of, on_its_device
@@ -26,9 +27,13 @@ def generator(seed: Seed) -> np.random.Generator:
     import numpy.random  # not part of `import numpy`: 15 ms that inference does without
 
     for number in seed if isinstance(seed, Sequence) else (seed,):
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
+        try:
+            value = index(number)
+        except TypeError:
+            value = None
+        if value is None or isinstance(number, bool):
             raise TypeError(f"seed must be an integer >= 0, got {seed!r}")
-        if number < 0:
+        if value < 0:
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
     return numpy.random.default_rng(seed)
 

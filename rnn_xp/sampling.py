@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rnn_xp.backend import Array, Backend, to_numpy
+from rnn_xp.layers.checks import check_count
 from rnn_xp.models import Chain
 from rnn_xp.random import Seed, generator
 from rnn_xp.text import Codes, Vocabulary
@@ -41,7 +42,16 @@ def sample(
     top_k : int, optional
         Draw among the k most likely characters only.
     seed : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `temperature` is not at least 0, or `top_k` no integer of at least 1.
     """
+    if not temperature >= 0.0:
+        raise ValueError(f"temperature must be a number >= 0, got {temperature}")
+    if top_k is not None:
+        check_count("top_k", top_k)
 
     def codes() -> Iterator[int]:
         prepared = model.prepare(params)

@@ -20,6 +20,7 @@ import numpy as np
 
 from rnn_xp import losses, optim
 from rnn_xp.backend import Array, Backend, array_namespace, device_of, on_its_device, to_floats
+from rnn_xp.layers.checks import check_count
 from rnn_xp.models import Chain, Params, State
 from rnn_xp.random import spawn
 from rnn_xp.text import Codes, TextError
@@ -158,7 +159,10 @@ class Trainer:
         self._context, self._validation = train, validation
         self.steps_a_pass = math.ceil(length / time_steps)
         self.steps = max(1, round(settings.passes * self.steps_a_pass))
-        self.last_step = min(self.steps, settings.max_steps or self.steps)
+        self.last_step = self.steps
+        if settings.max_steps is not None:
+            check_count("max_steps", settings.max_steps)
+            self.last_step = min(self.steps, settings.max_steps)
         warmup = min(settings.warmup_steps, self.steps - 1)
         peak = settings.learning_rate
         self._rate = optim.warmup_cosine(peak, self.steps, warmup, peak * settings.final_rate)
