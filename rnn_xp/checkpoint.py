@@ -149,8 +149,15 @@ def load(
         task = json.loads(metadata.get("task", "{}"))
         training = json.loads(metadata.get("training", "{}"))
         narrow = set(json.loads(metadata.get("bfloat16", "[]")))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error})") from error
+    for name, value, kind in (
+        ("vocabulary", vocabulary, str | None),
+        ("task", task, dict),
+        ("training", training, dict),
+    ):
+        if not isinstance(value, kind):
+            raise CheckpointError(f"{path} has a damaged description: {name} is {value!r:.40}")
     params = {name: a for name, a in arrays.items() if not name.startswith(_TRAINING)}
     problem = misfit(model.shapes, params)
     if problem:

@@ -76,11 +76,18 @@ def replace_file(path: Path, data: bytes) -> None:
     OSError
         If it cannot be written, or is no regular file: the superuser could rename over a device.
     """
-    import tempfile
-
     found = other_than_file(path)
     if found:
         raise OSError(errno.EINVAL, f"is {found}, expected a file to write", str(path))
+    try:
+        _replace(path, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    import tempfile
+
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

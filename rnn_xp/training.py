@@ -26,6 +26,7 @@ from rnn_xp.random import spawn
 from rnn_xp.text import Codes, TextError
 
 _INIT, _DROPOUT = 0, 1  # the streams of random numbers under the seed
+_MOST_STEPS = 2**53
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Trainer:
         unit: str = "character",
     ) -> None:
         batch, time_steps = settings.batch_size, settings.time_steps
+        check_count("batch_size", batch)
+        check_count("time_steps", time_steps)
         needed = batch * time_steps + 1
         if len(train) < needed:
             raise TextError(
@@ -158,7 +161,10 @@ class Trainer:
         self._streams = backend.asarray(np.ascontiguousarray(streams))
         self._context, self._validation = train, validation
         self.steps_a_pass = math.ceil(length / time_steps)
-        self.steps = max(1, round(settings.passes * self.steps_a_pass))
+        steps = settings.passes * self.steps_a_pass
+        if not steps < _MOST_STEPS:
+            raise ValueError(f"passes must be less than 2**53 steps, got {settings.passes:g}")
+        self.steps = max(1, round(steps))
         self.last_step = self.steps
         if settings.max_steps is not None:
             check_count("max_steps", settings.max_steps)
@@ -183,6 +189,39 @@ class Trainer:
         average = None if self._average is None else self._average.init(params)
         return Progress(0, params, optimizer, None, math.inf, 0, params, 0, 0.0, average)
 
+    def check(self, progress: Progress, like: Progress) -> None:
+        """Raise if something of a restored progress is missing or of another shape.
+
+        Parameters
+        ----------
+        progress
+            From `restore`.
+        like
+            From `start`.
+
+        Raises
+        ------
+        KeyError, ValueError
+        """
+        if not 0 <= progress.step <= self.steps or progress.optimizer["step"] < 0:
+            raise ValueError(f"the step {progress.step} is none of 0..{self.steps}")
+        pairs = [(progress.params, like.params, "params")]
+        for kind, kept, fresh in (
+            ("optimizer", progress.optimizer, like.optimizer),
+            ("average", progress.average or {}, like.average or {}),
+        ):
+            groups = [(name, value) for name, value in fresh.items() if isinstance(value, dict)]
+            pairs += [(kept[name], value, f"{kind}.{name}") for name, value in groups]
+        for given, wanted, what in pairs:
+            for name, array in wanted.items():
+                if tuple(given[name].shape) != tuple(array.shape):
+                    raise ValueError(
+                        f"{what}.{name} has shape {tuple(given[name].shape)}, expected "
+                        f"{tuple(array.shape)}"
+                    )
+        if progress.step % self.steps_a_pass and progress.state is None:
+            raise KeyError("state")
+
     def run(
         self,
         progress: Progress,
@@ -199,7 +238,7 @@ class Trainer:
         Returns
         -------
         str
-            `finished`, `early stop` or `stopped`.
+            `finished`, `early stop`, `stopped`, or `diverged`: the validation loss is not finite.
         """
         settings = self.settings
         every = settings.eval_every or self.steps_a_pass
@@ -214,7 +253,10 @@ class Trainer:
                 continue
             train_loss = progress.train_loss  # waits for the device, before the clock is read
             speed = counted / (perf_counter() - since)
-            on_report(self._evaluate(progress, train_loss, float(norm), speed), progress)
+            report = self._evaluate(progress, train_loss, float(norm), speed)
+            on_report(report, progress)
+            if not math.isfinite(report.validation_loss):
+                return "diverged"
             since, counted = perf_counter(), 0
             if progress.waited >= settings.patience:
                 return "early stop"
@@ -355,8 +397,8 @@ def restore(values: dict[str, Any], arrays: dict[str, Array], best_params: Param
 
     Raises
     ------
-    KeyError
-        If something is missing.
+    KeyError, TypeError, ValueError
+        If something is missing, or no number.
     """
     params = {
         name.removeprefix("params."): value
@@ -381,14 +423,14 @@ def restore(values: dict[str, Any], arrays: dict[str, Array], best_params: Param
     }
     ordered = {name: params[name] for name in best_params}
     return Progress(
-        values["step"],
+        int(values["step"]),
         ordered,
         kept["optimizer"],
         state or None,
-        values["best_loss"],
-        values["best_step"],
+        float(values["best_loss"]),
+        int(values["best_step"]),
         best_params,
-        values["waited"],
-        values["train_loss"],
+        int(values["waited"]),
+        float(values["train_loss"]),
         kept["average"] or None,
     )

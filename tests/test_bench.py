@@ -676,9 +676,9 @@ def test_the_command_measures_prints_and_continues(tmp_path: Path) -> None:
         (["--json", "none/b.json"], "none/b.json: cannot write there"),
         (["--json", "other.json"], "other.json holds no results of rnn-xp bench"),
         (["--plot", "b.bmp"], "b.bmp must end in one of"),
-        ([*SIZE, "--json", "b", "--out", "./b"], "--json and --out are both b: give each a file"),
-        ([*SIZE, "--json", "other.json", "--out", "link", "--force"], "--json and --out are both"),
-        ([*SIZE, "--out", "b.png", "--plot", "b.png"], "--out and --plot are both b.png"),
+        ([*SIZE, "--json", "b", "--out", "./b"], "--out b is also --json: give each a file"),
+        ([*SIZE, "--json", "other.json", "--out", "link", "--force"], "--out link is also --json"),
+        ([*SIZE, "--out", "b.png", "--plot", "b.png"], "--out b.png is also --plot"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,22 @@ def test_it_learns_what_only_the_order_of_the_steps_says() -> None:
     fitted = fit(model.init(0), gradients, 40, Settings(epochs=100, learning_rate=0.01))
     logits = outputs_of(model, fitted.params, chosen, "float32", inputs)[40:]
     assert (logits.argmax(axis=1) == targets[40:]).all()
+
+
+def test_what_diverges() -> None:
+    data = ragged([3, 4, 5, 6])
+    inputs, targets = Encoding.of(data).encode(data)
+    model, chosen = sequence_model(3, 3, hidden_size=2), backend.select("numpy")
+    gradients = gradients_of(model, chosen, "float32", inputs, targets, softmax_cross_entropy)
+    held_out = iter([3.0, 2.0, math.nan])
+    fitted = fit(model.init(0), gradients, 4, Settings(), validate=lambda _: next(held_out))
+    assert (fitted.outcome, fitted.epoch, fitted.validation_loss) == ("diverged", 2, 2.0)
+    assert all(np.isfinite(value).all() for value in fitted.params.values())
+    with pytest.raises(ValueError, match="diverged in its first epoch.*lower the learning rate"):
+        fit(model.init(0), gradients, 4, Settings(), validate=lambda _: math.inf)
+    # Of one batch an epoch, the first epoch's loss is that of the drawn parameters.
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="diverged"):
+        fit(model.init(0), gradients, 4, Settings(learning_rate=1e300))
 
 
 def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:

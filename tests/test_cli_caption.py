@@ -219,7 +219,9 @@ def test_models_of_another_kind(folder: Path) -> None:
     assert message in fails(folder, "eval", "x.st", "bars.npz")
     found = load(folder / "m.st")
     save(folder / "y.st", found.model, found.params, task={"kind": "caption", "words": []})
-    assert "y.st has a damaged task description" in fails(folder, "eval", "y.st", "bars.npz")
+    assert "y.st has a damaged description: KeyError: 'shape'" in fails(
+        folder, "eval", "y.st", "bars.npz"
+    )
     options = (("--index", "0"), ("--beam", "2"), ("--max-length", "2"), ("--show",))
     save(folder / "c.st", text, text.init(0), task={"kind": "classify"})
     for option in options:

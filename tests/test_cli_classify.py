@@ -274,7 +274,9 @@ def test_bad_files_and_options(folder: Path) -> None:
     assert "it is no text model" in fails(folder, "sample", "m.st")
     model = load(folder / "m.st")
     save(folder / "bad.st", model.model, model.params, task={"kind": "classify", "classes": []})
-    assert "damaged task description: 'mean'" in fails(folder, "eval", "bad.st", "test.ts")
+    assert "bad.st has a damaged description: KeyError: 'mean'" in fails(
+        folder, "eval", "bad.st", "test.ts"
+    )
 
 
 def test_help_shows_an_example(folder: Path) -> None:

@@ -27,7 +27,7 @@ ORDER = (
     {"batches", "layers", "losses", "optim", "text", "datasets"},
     {"accelerate"},
     {"recurrence", "init", "random", "sequences", "sequence_files", "table"},
-    {"cells", "files"},
+    {"cells", "files", "scaling"},
     {"backend"},
     {"errors"},
 )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from rnn_xp import __version__
 from rnn_xp.backend import BackendError, select
@@ -19,7 +20,7 @@ from rnn_xp.cli.backends import add_backends
 from rnn_xp.cli.bench import add_bench
 from rnn_xp.cli.caption import add_train_caption
 from rnn_xp.cli.classify import add_train_classify
-from rnn_xp.cli.console import INTERRUPTED
+from rnn_xp.cli.console import INTERRUPTED, to_nobody
 from rnn_xp.cli.demo import add_demo
 from rnn_xp.cli.doctor import add_doctor
 from rnn_xp.cli.inspect import add_inspect
@@ -37,19 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     options = _parser().parse_args(arguments)
     try:
-        with _device(options):
+        # What is not finite is looked at where it matters, and said in one line.
+        with np.errstate(all="ignore"), _device(options):
             return int(options.run(options))
     except BrokenPipeError:  # the reader of a pipe went away: no error of ours
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nobody()
         return 0
     except KeyboardInterrupt:
         print("rnn-xp: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (BackendError, ValueError, TypeError) as error:
         return _bad_input(str(error))
+    except OverflowError as error:
+        return _bad_input(f"a number is too large: {error}")
     except MemoryError as error:
-        return _bad_input(f"out of memory: {error}")
+        return _bad_input(f"out of memory: {error}" if str(error) else "out of memory")
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _bad_input(reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,30 +131,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    _check_distinct(options)
-    check_output("--out", options.out, options.force)
-    check_output("--json", options.json, force=True)  # which goes on where it stopped
+    check_output(options)
+    check_output(options, "json", force=True)  # which goes on where it stopped
     if options.plot is not None:
         plotting.require()
         plotting.check_suffix(options.plot)
-        check_output("--plot", options.plot, options.force)
-
-
-def _check_distinct(options: argparse.Namespace) -> None:
-    """Raise if two of the files to write are one."""
-    given = {name: getattr(options, name) for name in ("json", "out", "plot")}
-    named = [(name, path) for name, path in given.items() if path is not None]
-    for (one, first), (other, second) in itertools.combinations(named, 2):
-        if _same(first, second):
-            raise ValueError(
-                f"--{one} and --{other} are both {second}: give each a file of its own"
-            )
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or (
-        one.exists() and other.exists() and one.samefile(other)
-    )
+        check_output(options, "plot")
 
 
 def _plan(options: argparse.Namespace) -> list[tuple[Case, int]]:

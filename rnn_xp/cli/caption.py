@@ -18,8 +18,12 @@ from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
+    check_log,
     check_output,
+    check_outputs,
     print_table,
+    reading,
+    say,
 )
 from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
 from rnn_xp.cli.options import add_command, count, number
@@ -102,7 +106,8 @@ def add_show(command: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
-    check_output("--out", options.out, options.force)
+    check_output(options)
+    check_log(options)
     pictures = _data(options.file)
     with _source(options.file):
         captions = _captions(pictures)
@@ -121,11 +126,10 @@ def _train(options: argparse.Namespace) -> int:
         dropout=options.dropout,
     )
     size = sum(math.prod(shape) for shape in model.shapes.values())
-    print(
+    say(
         f"{len(train):,} pictures of {_by(reader.shape)}, {len(reader.words)} words; "
         f"{len(held_out or ())} to validate, {len(test)} held out\n"
         f"{size:,} parameters, {options.dtype}, backend {backend.name} ({backend.device_name})",
-        flush=True,
     )
     fitted = _fit(options, backend, model, reader, train, held_out)
     task = {"kind": "caption", **reader.describe()}
@@ -196,7 +200,7 @@ def eval_captioner(options: argparse.Namespace, backend: Backend, checkpoint: Ch
 
 def write_for(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the caption of each picture and its log-probability, or write them."""
-    check_output("--out", options.out, options.force)
+    check_output(options)
     beam = options.beam or BEAM
     beams = {1, beam} if options.show else {beam}
     chosen, numbers, found = captions_of(options, backend, checkpoint, beams)
@@ -297,10 +301,10 @@ def _seen(pictures: Pictures) -> int:
 def _model(options: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Captioner, Reader]:
     if not isinstance(checkpoint.model, Captioner):
         raise CheckpointError(f"{options.model} says that it writes captions, but is no captioner")
-    try:
-        return checkpoint.model, Reader.restore(checkpoint.task)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{options.model} has a damaged task description: {error}") from error
+    with reading(options.model):
+        reader = Reader.restore(checkpoint.task)
+    check_outputs(options.model, checkpoint.model, len(reader.words) + 1, "words and an end")
+    return checkpoint.model, reader
 
 
 def _check_source(options: argparse.Namespace, checkpoint: Checkpoint) -> None:

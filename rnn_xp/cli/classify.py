@@ -16,8 +16,12 @@ from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
+    check_log,
     check_output,
+    check_outputs,
     print_table,
+    reading,
+    say,
 )
 from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
 from rnn_xp.cli.options import add_command, number
@@ -95,7 +99,8 @@ def add_train_classify(kinds: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
-    check_output("--out", options.out, options.force)
+    check_output(options)
+    check_log(options)
     train, held_out, test = _training_data(options)
     with _source(options.file):
         encoding = Encoding.of(train)
@@ -112,11 +117,10 @@ def _train(options: argparse.Namespace) -> int:
         pool=options.pool,
     )
     size = sum(math.prod(shape) for shape in model.shapes.values())
-    print(
+    say(
         f"{_summary(train)}, {len(encoding.classes)} classes; {len(held_out or ())} held out, "
         f"{len(test or ())} to test on\n"
         f"{size:,} parameters, {options.dtype}, backend {backend.name} ({backend.device_name})",
-        flush=True,
     )
     fitted = _fit(options, backend, model, encoding, train, held_out)
     task = {"kind": "classify", **encoding.describe()}
@@ -174,7 +178,7 @@ def _fit(
 
 def eval_classifier(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print a classifier's accuracy and confusion matrix; write the matrix on request."""
-    check_output("--confusion", options.confusion, options.force)
+    check_output(options, "confusion")
     encoding = _encoding(options, checkpoint)
     sequences = _data(options, checkpoint, labelled=True)
     with _source(options.file):
@@ -195,7 +199,7 @@ def eval_classifier(options: argparse.Namespace, backend: Backend, checkpoint: C
 
 def predict_classes(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the likeliest class of each sequence and its probability, or write them."""
-    check_output("--out", options.out, options.force)
+    check_output(options)
     encoding = _encoding(options, checkpoint)
     sequences = _data(options, checkpoint, labelled=False)
     with _source(options.file):
@@ -234,10 +238,10 @@ def _data(options: argparse.Namespace, checkpoint: Checkpoint, *, labelled: bool
 
 
 def _encoding(options: argparse.Namespace, checkpoint: Checkpoint) -> Encoding:
-    try:
-        return Encoding.restore(checkpoint.task)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{options.model} has a damaged task description: {error}") from error
+    with reading(options.model):
+        encoding = Encoding.restore(checkpoint.task)
+    check_outputs(options.model, checkpoint.model, len(encoding.classes), "classes")
+    return encoding
 
 
 def _logits(backend: Backend, checkpoint: Checkpoint, inputs: Sequences) -> HostArray:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import errno
 import io
+import json
+import math
+import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
 from typing import IO, Any
 
 from rnn_xp.backend import Backend, select
-from rnn_xp.checkpoint import Checkpoint, load
+from rnn_xp.checkpoint import Checkpoint, CheckpointError, load
+from rnn_xp.errors import named_line
 from rnn_xp.files import other_than_file
 
 INTERRUPTED = 130
@@ -31,26 +37,65 @@ def load_model(options: argparse.Namespace) -> tuple[Backend, Checkpoint]:
     return backend, checkpoint
 
 
-def check_output(option: str, path: Path | None, force: bool, otherwise: str = "") -> None:
+def check_output(
+    options: argparse.Namespace, name: str = "out", *, force: bool = False, otherwise: str = ""
+) -> None:
     """Raise, now rather than after an hour of training, if a file cannot be written.
 
-    `option` is the one that names it. A file that is there is replaced only with `force`.
+    `name` is that of the option. A file that is there is replaced only with `force`, or --force;
+    and never one that another option names, be it to read or to write.
     """
+    path: Path | None = getattr(options, name)
     if path is None:
         return
-    given = f"{option} {path}"
+    given = f"--{name} {path}"
     found = other_than_file(path)
     if found:
         raise ValueError(f"{given} is {found}, expected a file to write")
-    if path.exists() and not force:
+    for other, value in vars(options).items():
+        for each in value if isinstance(value, list) else (value,):
+            named = (
+                Path(each) if other == "file" and each else each
+            )  # may be a name of built-in data
+            if other != name and isinstance(named, Path) and _same(path, named):
+                raise ValueError(f"{given} is also {_shown(other)}: give each a file of its own")
+    if path.exists() and not (force or options.force):
         raise ValueError(
-            f"{given} exists: {otherwise}replace it with --force, or give another {option}"
+            f"{given} exists: {otherwise}replace it with --force, or give another --{name}"
         )
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise ValueError(f"{given}: cannot write there: {error.strerror}") from error
+
+
+def check_log(options: argparse.Namespace) -> None:
+    """Raise if `--log` cannot be appended to: it is a log, or is not there yet."""
+    path: Path | None = options.log
+    check_output(options, "log", force=True)
+    if path is None or not path.exists() or not path.stat().st_size:
+        return
+    with open(path, "rb") as file:
+        file.seek(-min(path.stat().st_size, 1 << 16), os.SEEK_END)
+        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        is_log = "train_loss" in json.loads(last)
+    except (ValueError, TypeError):
+        is_log = False
+    if not is_log:
+        raise ValueError(f"--log {path} is there, and its last line is no line of a log")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (
+        one.exists() and other.exists() and one.samefile(other)
+    )
+
+
+def _shown(name: str) -> str:
+    """Return an option as the help shows it."""
+    return name.upper() if name in ("file", "files", "model") else f"--{name.replace('_', '-')}"
 
 
 def print_table(rows: Sequence[Sequence[Any]]) -> None:
@@ -67,14 +112,78 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
+def say(text: str) -> None:
+    """Print a line at once; without a reader, that of a closed pipe, what is done goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        to_nobody()
+
+
+def to_nobody() -> None:
+    """Let what is printed go nowhere: the reader of a pipe went away."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_outputs(path: Path, model: Any, count: int, what: str) -> None:
+    """Raise if a model does not tell so many things apart as its description has."""
+    outputs = next((size for (size, *_) in reversed(model.shapes.values())), 0)
+    if outputs != count:
+        raise CheckpointError(f"{path} has {count} {what}, but its model has {outputs} outputs")
+
+
+@dataclass
+class Log:
+    """JSON lines that are appended to a file; where it cannot be written, the training goes on."""
+
+    path: Path | None
+    file: IO[bytes] | None
+
+    def write(self, entry: Any) -> None:
+        """Append the fields of a dataclass; what is not finite is null."""
+        if self.file is None:
+            return
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(entry).items()
+        }
+        line = json.dumps(values).encode() + b"\n"
+        before = os.fstat(self.file.fileno()).st_size
+        try:
+            if self.file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):  # whole lines alone
+                self.file.truncate(before)
+            self.file = None
+            print(f"rnn-xp: {self.path}: {error.strerror}: the log ends here", file=sys.stderr)
+
+
 @contextlib.contextmanager
-def log_file(path: Path | None) -> Iterator[IO[str] | None]:
-    """Open a log to append to; None for no path."""
+def log_file(path: Path | None) -> Iterator[Log]:
+    """Open a log to append to; for no path one that writes nothing."""
     if path is None:
-        yield None
+        yield Log(None, None)
         return
-    with open(path, "a", encoding="utf-8") as file:
-        yield file
+    with open(path, "ab", buffering=0) as file:
+        yield Log(path, file)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one line that a model's description is damaged, whatever is missing from it or wrong.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{path} has a damaged description: {named_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -124,4 +233,4 @@ class Bar:
         if self._bar is not None:
             self._bar.write(text)
         else:
-            print(text, flush=True)
+            say(text)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rnn_xp import losses, optim
 from rnn_xp.backend import select
-from rnn_xp.cli.options import POSITIVE, add_backend, add_command, count
+from rnn_xp.cli.options import POSITIVE, SEED, add_backend, add_command, count
 from rnn_xp.layers import RNN, Linear
 from rnn_xp.models import Chain
 from rnn_xp.random import generator, spawn
@@ -28,7 +28,7 @@ def add_demo(commands: Any) -> None:
     command.add_argument("--hidden-size", type=count(1), default=5, help="n_hidden")
     command.add_argument("--output-size", type=count(1), default=2, help="n_output")
     command.add_argument("--time-steps", type=count(1), default=10, help="length of the sequence")
-    command.add_argument("--seed", type=count(0), default=0, help="of data and parameters")
+    command.add_argument("--seed", type=SEED, default=0, help="of data and parameters")
     command.add_argument(
         "--show-parameters",
         action="store_true",

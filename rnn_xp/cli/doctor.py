@@ -45,7 +45,7 @@ def add_doctor(commands: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    check_output("--json", options.json, options.force)
+    check_output(options, "json")
     named, device = dict.fromkeys(options.backends or ()), options.device
     if device is not None and len(named) != 1:
         raise ValueError(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rnn_xp.captioner import Captioner
 from rnn_xp.checkpoint import save
-from rnn_xp.cli.console import Bar, interrupt, log_file
-from rnn_xp.cli.options import POSITIVE, add_backend, count, number
+from rnn_xp.cli.console import Bar, interrupt, log_file, say
+from rnn_xp.cli.options import POSITIVE, SEED, add_backend, count, number
 from rnn_xp.fitting import Epoch, Fitted, Gradients, Params, Settings, fit
 from rnn_xp.models import CELLS, Chain
 
@@ -31,7 +30,7 @@ def add_fitting(
         "--out", type=Path, default=Path("model.safetensors"), metavar="MODEL", help="file to write"
     )
     command.add_argument("--force", action="store_true", help="replace MODEL if it exists")
-    command.add_argument("--log", type=Path, metavar="FILE", help="append JSON lines to this file")
+    command.add_argument("--log", type=Path, metavar="LOG", help="append JSON lines to this file")
     model = command.add_argument_group("model")
     model.add_argument("--cell", choices=CELLS, default=cell, help="kind of recurrent layer")
     model.add_argument("--hidden-size", type=count(1), default=hidden_size, help="units of a layer")
@@ -64,9 +63,7 @@ def add_fitting(
         default=default.weight_decay,
         help="above 0: AdamW with this decay",
     )
-    training.add_argument(
-        "--seed", type=count(0), default=default.seed, help="of all that is drawn"
-    )
+    training.add_argument("--seed", type=SEED, default=default.seed, help="of all that is drawn")
     add_backend(command)
     return model
 
@@ -98,9 +95,7 @@ def run_fit(
             bar.update(lambda: epoch.train_loss)
             if epoch.epoch % every == 0 or epoch.epoch == epoch.epochs:
                 bar.line(_line(epoch))
-            if log is not None:
-                log.write(json.dumps(asdict(epoch)) + "\n")
-                log.flush()
+            log.write(epoch)
 
         return fit(
             params,
@@ -122,13 +117,14 @@ def save_fitted(
 ) -> bool:
     """Save what was fitted, and say where; tell whether to go on, which Ctrl-C forbids."""
     if not fitted.epoch:
-        print("interrupted before the first epoch ended: nothing is saved")
+        say("interrupted before the first epoch ended: nothing is saved")
         return False
     training["epoch"] = fitted.epoch
     save(options.out, model, fitted.params, task=task, training=training)
     stopped, loss = fitted.outcome == "stopped", fitted.validation_loss
-    print(
-        f"{'interrupted: the' if stopped else 'the'} parameters of epoch {fitted.epoch}"
+    what = {"stopped": "interrupted: the", "diverged": "the loss is not finite any more: the"}
+    say(
+        f"{what.get(fitted.outcome, 'the')} parameters of epoch {fitted.epoch}"
         f"{'' if loss is None else f', validation loss {loss:.4f},'} are saved to {options.out}"
     )
     return not stopped

@@ -126,7 +126,8 @@ def trace_of(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoi
 def _inspect(options: argparse.Namespace) -> int:
     out: Path | None = options.out
     if out is not None:
-        _check_out(out, options.force)
+        _check_suffix(out)
+        check_output(options)
     backend, checkpoint = load_model(options)
     trace = trace_of(options, backend, checkpoint)
     if out is None:
@@ -143,13 +144,12 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_out(out: Path, force: bool) -> None:
+def _check_suffix(out: Path) -> None:
     suffixes = (*_PAGES, *plotting.SUFFIXES)
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"{out} must end in one of {', '.join(suffixes)}")
     if out.suffix.lower() not in _PAGES:
         plotting.require()
-    check_output("--out", out, force)
 
 
 def _print(trace: Trace, options: argparse.Namespace) -> None:

@@ -58,16 +58,21 @@ def add_backend(command: argparse.ArgumentParser, *, dtype: str | None = "float3
     )
 
 
-def count(least: int) -> Any:
-    """Return a type of option: integers of at least `least`."""
+def count(least: int, most: float = 2**31 - 1) -> Any:
+    """Return a type of option: integers from `least` to `most`."""
 
     def integer(text: str) -> int:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {value}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"expected an integer <= {most}, got {value}")
         return value
 
     return integer
+
+
+SEED = count(0, float("inf"))
 
 
 def number(

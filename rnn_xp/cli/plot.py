@@ -16,7 +16,7 @@ from rnn_xp.cli.bench import bench_figure
 from rnn_xp.cli.caption import BEAM, add_writing, captions_of
 from rnn_xp.cli.console import check_output, load_model
 from rnn_xp.cli.inspect import add_text_source, add_units, text_of, trace_of
-from rnn_xp.cli.options import POSITIVE, Help, add_backend, add_command, count
+from rnn_xp.cli.options import POSITIVE, SEED, Help, add_backend, add_command, count
 from rnn_xp.cli.plot_data import read_confusion, read_forecast, read_log
 from rnn_xp.cli.text import vocabulary_of
 from rnn_xp.files import replace_file
@@ -95,7 +95,7 @@ def _kind(
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches are
             plotting.require()
             plotting.check_suffix(out)
-        check_output("--out", out, options.force)
+        check_output(options)
         if as_page:
             replace_file(out, page(options).encode())
         else:
@@ -218,7 +218,7 @@ def _add_gradient(kinds: Any) -> None:
     add("time-steps", "length of the sequences", type=count(1))
     add("scale", "of the recurrent matrices, orthogonal ones", nargs="+", type=POSITIVE)
     add("forget-bias", "of an LSTM", type=float)
-    add("seed", "of all that is drawn", type=count(0))
+    add("seed", "of all that is drawn", type=SEED)
     add_backend(command, dtype="float64")
 
 

@@ -11,7 +11,15 @@ import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
 from rnn_xp.checkpoint import Checkpoint, CheckpointError
-from rnn_xp.cli.console import INTERRUPTED, as_csv, check_output
+from rnn_xp.cli.console import (
+    INTERRUPTED,
+    as_csv,
+    check_log,
+    check_output,
+    check_outputs,
+    reading,
+    say,
+)
 from rnn_xp.cli.fit import add_fitting, run_fit, save_fitted
 from rnn_xp.cli.options import POSITIVE, add_command, count, number
 from rnn_xp.files import replace_file
@@ -134,7 +142,8 @@ def add_train_series(kinds: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
-    check_output("--out", options.out, options.force)
+    check_output(options)
+    check_log(options)
     preset = PRESETS.get(options.file)
     forecaster = _described(options, preset)
     series = _series(options.file, forecaster)
@@ -221,7 +230,7 @@ def _introduce(
         "last": "filled by the last value before them",
         "mask": "masked: the last value, and a channel that says that it is missing",
     }[forecaster.missing]
-    print(
+    say(
         f"{series.source}: {len(series):,} rows, {series.times[0]} to {series.times[-1]}"
         + (f" ({series.dropped} before the first whole row left out)" if series.dropped else "")
         + f"; missing values: {gaps}"
@@ -230,7 +239,6 @@ def _introduce(
         f"{len(parts.validation):,} to validate on, {len(parts.held_out):,} held out; horizon "
         f"{forecaster.horizon}, season {forecaster.season}\n"
         f"{size:,} parameters, {options.dtype}, backend {backend.name} ({backend.device_name})",
-        flush=True,
     )
 
 
@@ -260,11 +268,14 @@ def _fit(
 def eval_series(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the rolling-origin evaluation of a forecaster, every step ahead."""
     forecaster, series = _used(options, checkpoint)
-    task, dtype = checkpoint.task, _dtype(checkpoint)
-    if _digest(series) == task["digest"]:
-        parts = parts_of(
-            forecaster, series, held_out=task["held_out"], validation=task["validation"]
-        )
+    with reading(options.model):
+        digest, scale = checkpoint.task["digest"], float(checkpoint.task["naive_scale"])
+        shares = {name: float(checkpoint.task[name]) for name in ("held_out", "validation")}
+        for name, share in shares.items():
+            if not 0.0 < share < 1.0:
+                raise ValueError(f"{name} is {share}")
+    if _digest(series) == digest:
+        parts = parts_of(forecaster, series, **shares)
         origins, what = parts.held_out, f"the held-out part, {_judged(series, parts)}"
     else:
         origins = forecaster.origins(0, len(series))
@@ -274,10 +285,10 @@ def eval_series(options: argparse.Namespace, backend: Backend, checkpoint: Check
         checkpoint.model,
         checkpoint.params,
         backend,
-        dtype,
+        _dtype(checkpoint),
         series,
         origins,
-        task["naive_scale"],
+        scale,
     )
     print(f"{series.source}: {what}:\n")
     _print_evaluation(found, forecaster, forecaster.horizon)
@@ -286,7 +297,7 @@ def eval_series(options: argparse.Namespace, backend: Backend, checkpoint: Check
 
 def predict_series(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoint) -> int:
     """Print the forecast from the end of a series; write it to a CSV file on request."""
-    check_output("--out", options.out, options.force)
+    check_output(options)
     forecaster, series = _used(options, checkpoint)
     origins = np.asarray([len(series) - 1])
     if origins[0] < forecaster.first_origin:
@@ -328,11 +339,10 @@ def _forecast_rows(
 
 def _used(options: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Forecaster, Series]:
     """Return the forecaster of a model, and the series to use it on."""
-    try:
+    with reading(options.model):
         forecaster = Forecaster.build(checkpoint.task["forecaster"])
         built_in = checkpoint.task["built_in"]
-    except (KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{options.model} has a damaged task description: {error}") from error
+    check_outputs(options.model, checkpoint.model, forecaster.outputs, "quantiles of steps")
     if options.file is None and built_in is None:
         raise CheckpointError(f"{options.model} was trained on a file: give a FILE")
     return forecaster, _series(str(options.file or built_in), forecaster)

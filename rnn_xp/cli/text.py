@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rnn_xp.backend import Backend, select
 from rnn_xp.checkpoint import Checkpoint, CheckpointError, load, save
 from rnn_xp.cli.console import (
     INTERRUPTED,
     Bar,
+    check_log,
     check_output,
+    check_outputs,
     interrupt,
     load_model,
     log_file,
+    reading,
+    say,
 )
-from rnn_xp.cli.options import POSITIVE, add_backend, add_command, count, number
+from rnn_xp.cli.options import POSITIVE, SEED, add_backend, add_command, count, number
+from rnn_xp.layers import Recurrent
 from rnn_xp.models import CELLS, character_model
 from rnn_xp.sampling import sample
 from rnn_xp.text import Text, TextError, Vocabulary, read
@@ -64,8 +70,12 @@ def add_train_text(kinds: Any) -> None:
         action="store_true",
         help="go on where the training that wrote MODEL was stopped, with its settings",
     )
-    command.add_argument("--force", action="store_true", help="replace MODEL if it exists")
-    command.add_argument("--log", type=Path, metavar="FILE", help="append JSON lines to this file")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="replace MODEL if it exists, at the first evaluation or where training is interrupted",
+    )
+    command.add_argument("--log", type=Path, metavar="LOG", help="append JSON lines to this file")
     model = command.add_argument_group("model")
     model.add_argument("--cell", choices=CELLS, default="gru", help="kind of recurrent layer")
     model.add_argument("--embedding-size", type=count(1), default=64, help="size of a character")
@@ -133,17 +143,17 @@ def add_train_text(kinds: Any) -> None:
     training.add_argument(
         "--eval-every", type=count(1), help="steps between evaluations (default: one pass)"
     )
-    training.add_argument(
-        "--seed", type=count(0), default=default.seed, help="of all that is drawn"
-    )
+    training.add_argument("--seed", type=SEED, default=default.seed, help="of all that is drawn")
     add_backend(command)
+    command.set_defaults(default_of=command.get_default)
 
 
 def _train_text(options: argparse.Namespace) -> int:
     backend = select(options.backend, options.device)
     backend.dtype(options.dtype)
     out: Path = options.out
-    check_output("--out", out, options.force or options.resume, "go on with --resume, ")
+    check_output(options, force=options.resume, otherwise="go on with --resume, ")
+    check_log(options)
     resumed = _resumable(options) if options.resume else None
     if resumed is None:
         text = _text(options.file, "byte" if options.bytes else "character")
@@ -167,14 +177,20 @@ def _train_text(options: argparse.Namespace) -> int:
         dtype = options.dtype
     else:
         model = resumed.model
-        values = resumed.training
-        settings, split, dtype = Settings(**values["settings"]), values["split"], values["dtype"]
+        with reading(out):
+            values = resumed.training
+            settings, split = Settings(**values["settings"]), int(values["split"])
+            dtype = str(values["dtype"])
+            backend.dtype(dtype)
+        _check_kept(options, resumed, settings)
     codes, unit = vocabulary.encode(text), vocabulary.unit
     trainer = Trainer(model, backend, dtype, codes[:split], codes[split:], settings, unit)
-    if resumed is None:
-        progress = trainer.start()
-    else:
-        progress = restore(resumed.training, resumed.tensors, resumed.params)
+    progress = trainer.start()
+    if resumed is not None:
+        with reading(out):
+            begun = restore(resumed.training, resumed.tensors, resumed.params)
+            trainer.check(begun, like=progress)
+        progress = begun
 
     def write(*, finished: bool = False) -> None:
         values, tensors = flatten(progress, settings)
@@ -194,12 +210,11 @@ def _train_text(options: argparse.Namespace) -> int:
         )
 
     size = sum(p.size if isinstance(p.size, int) else p.numel() for p in progress.params.values())
-    print(
+    say(
         f"{len(text):,} {unit}s, {len(set(text))} distinct; training on the first {split:,}\n"
         f"{size:,} parameters, {dtype}, backend {backend.name} ({backend.device_name}); "
         f"{trainer.last_step:,} steps, {trainer.steps_a_pass:,} a pass"
-        + (f"; going on after step {progress.step:,}" if resumed else ""),
-        flush=True,
+        + (f"; going on after step {progress.step:,}" if resumed else "")
     )
     with (
         log_file(options.log) as log,
@@ -213,10 +228,9 @@ def _train_text(options: argparse.Namespace) -> int:
                 f"validation loss {report.validation_loss:.4f}{' *' if report.best else '  '}  "
                 f"rate {report.learning_rate:.2e}  {report.characters_per_second:,.0f} {unit}s/s"
             )
-            if log is not None:
-                log.write(json.dumps(asdict(report)) + "\n")
-                log.flush()
-            write()
+            if progress.best_step:
+                write()
+            log.write(report)
 
         outcome = trainer.run(
             progress,
@@ -224,19 +238,24 @@ def _train_text(options: argparse.Namespace) -> int:
             on_report=on_report,
             stop=lambda: bool(asked),
         )
+        if outcome == "diverged" and not progress.best_step:
+            raise ValueError(
+                f"the training diverged, its validation loss after step {progress.step} is not "
+                f"finite: nothing is saved; lower --learning-rate"
+            )
         write(finished=outcome != "stopped")
     if outcome == "stopped":
         again = f"rnn-xp train text {options.file or ''}".rstrip()
-        print(
+        say(
             f"interrupted after step {progress.step:,}: saved to {out}; "
             f"go on with: {again} --out {out} --resume"
         )
         return INTERRUPTED
-    print(
+    say(
         f"{outcome} after step {progress.step:,}: best validation loss "
         f"{progress.best_loss:.4f} nats a {unit}, at step {progress.best_step:,}; saved to {out}"
     )
-    print("A sample:\n")
+    say("A sample:\n")
     prompt = codes[:1] if "\n" not in vocabulary.characters else vocabulary.encode("\n")
     for character in sample(
         model, progress.best_params, vocabulary, backend, prompt, 300, temperature=0.8
@@ -267,6 +286,26 @@ def _resumable(options: argparse.Namespace) -> Checkpoint:
     return checkpoint
 
 
+def _check_kept(options: argparse.Namespace, resumed: Checkpoint, settings: Settings) -> None:
+    """Raise if an option asks for something else than what the training was begun with."""
+    (_, layer), *_ = [each for each in resumed.model.layers if isinstance(each[1], Recurrent)]
+    sizes = {
+        "cell": type(layer).__name__.lower(),
+        "embedding_size": layer.input_size,
+        "hidden_size": layer.hidden_size,
+        "layers": layer.num_layers,
+        "dropout": layer.dropout,
+        "dtype": resumed.training["dtype"],
+    }
+    for name, kept in {**asdict(settings), **sizes}.items():
+        asked = getattr(options, name)
+        if asked not in (kept, options.default_of(name)):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {asked} does not go with --resume: {options.out} was "
+                f"begun with {kept}"
+            )
+
+
 def _same_text(options: argparse.Namespace, resumed: Checkpoint, unit: str) -> Text:
     text = _text(options.file, unit)
     if resumed.training.get("text") != _digest(text):
@@ -291,7 +330,7 @@ def eval_text(options: argparse.Namespace, backend: Backend, checkpoint: Checkpo
     loss = evaluate(checkpoint.model, checkpoint.params, backend, codes, context=context)
     print(
         f"{len(codes):,} {unit}s, {len(text) - len(codes):,} skipped: loss {loss:.4f} nats a "
-        f"{unit}, {loss / math.log(2):.4f} bits, perplexity {math.exp(loss):.3f}"
+        f"{unit}, {loss / math.log(2):.4f} bits, perplexity {np.exp(loss):.3f}"
     )
     return 0
 
@@ -307,7 +346,7 @@ def add_sample(commands: Any) -> None:
     )
     command.add_argument("model", type=Path, metavar="MODEL", help="what train wrote")
     command.add_argument(
-        "--prompt", default="\n", help="what the model reads first (default: a line end)"
+        "--prompt", metavar="TEXT", help="what the model reads first (default: a line end)"
     )
     command.add_argument(
         "--length", type=count(0), default=500, help="characters or bytes to write"
@@ -319,7 +358,7 @@ def add_sample(commands: Any) -> None:
         help="below 1 more predictable, above 1 more varied, 0 always the most likely character",
     )
     command.add_argument("--top-k", type=count(1), help="draw among the k most likely characters")
-    command.add_argument("--seed", type=count(0), default=0, help="of what is drawn")
+    command.add_argument("--seed", type=SEED, default=0, help="of what is drawn")
     command.add_argument(
         "--skip-unknown",
         action="store_true",
@@ -332,8 +371,8 @@ def _sample(options: argparse.Namespace) -> int:
     backend, checkpoint = load_model(options)
     vocabulary = vocabulary_of(options.model, checkpoint)
     prompt = options.prompt
-    if prompt == "\n" and prompt not in vocabulary.characters:
-        prompt = vocabulary.characters[0]
+    if prompt is None:
+        prompt = "\n" if "\n" in vocabulary.characters else vocabulary.characters[0]
     codes = vocabulary.encode(prompt, skip_unknown=options.skip_unknown)
     if not len(codes):
         raise TextError("the prompt has no character that the model knows")
@@ -366,6 +405,8 @@ def vocabulary_of(path: Path, checkpoint: Checkpoint) -> Vocabulary:
     if checkpoint.vocabulary is None or checkpoint.task.get("kind", "text") != "text":
         raise CheckpointError(f"{path} has no vocabulary of characters: it is no text model")
     try:
-        return Vocabulary(checkpoint.vocabulary, checkpoint.task.get("unit", "character"))
+        vocabulary = Vocabulary(checkpoint.vocabulary, checkpoint.task.get("unit", "character"))
     except ValueError as error:
         raise CheckpointError(f"{path} has a damaged vocabulary: {error}") from error
+    check_outputs(path, checkpoint.model, len(vocabulary), "characters")
+    return vocabulary
