@@ -578,7 +578,7 @@ def _torch(device: str | None) -> Backend:
     xp = _import("array_api_compat.torch", "array-api-compat", "torch")
     try:
         chosen = torch.device(device or "cpu")
-        torch.zeros(1, device=chosen)
+        torch.zeros(1, device=chosen).cpu()
     except Exception as error:
         raise BackendError(
             f"PyTorch cannot use the device {device!r}: {first_line(error)}"
@@ -590,8 +590,11 @@ def _jax(device: str | None) -> Backend:
     jax = _import("jax", "JAX", "jax")
     kind, _, index = (device or "").partition(":")
     try:
-        chosen = jax.devices(kind or None)[int(index or 0)]
-    except (RuntimeError, IndexError, ValueError) as error:
+        there = jax.devices(kind or None)
+        if not 0 <= (number := int(index or 0)) < len(there):
+            raise ValueError(f"there are {len(there)} of its kind")
+        chosen = there[number]
+    except (RuntimeError, ValueError) as error:
         raise BackendError(f"JAX cannot use the device {device!r}: {first_line(error)}") from error
     name = f"{chosen.platform}:{chosen.id}"
     return Backend("jax", importlib.import_module("jax.numpy"), chosen, name)

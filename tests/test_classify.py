@@ -222,7 +222,7 @@ def test_what_diverges() -> None:
     fitted = fit(model.init(0), gradients, 4, Settings(), validate=lambda _: next(held_out))
     assert (fitted.outcome, fitted.epoch, fitted.validation_loss) == ("diverged", 2, 2.0)
     assert all(np.isfinite(value).all() for value in fitted.params.values())
-    with pytest.raises(ValueError, match="diverged in its first epoch.*lower the learning rate"):
+    with pytest.raises(ValueError, match=r"diverged in its first epoch.*lower the learning rate"):
         fit(model.init(0), gradients, 4, Settings(), validate=lambda _: math.inf)
     # Of one batch an epoch, the first epoch's loss is that of the drawn parameters.
     with np.errstate(all="ignore"), pytest.raises(ValueError, match="diverged"):

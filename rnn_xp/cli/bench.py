@@ -62,7 +62,8 @@ def add_bench(commands: Any) -> None:
         nargs="+",
         type=_shape,
         metavar="T,B,I,H",
-        help="time steps, batch, input size and hidden size, instead of the built-in ones",
+        help="time steps, batch, input size and hidden size, instead of the built-in ones; "
+        "sweep keeps its own",
     )
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="floating-point type")
     add(

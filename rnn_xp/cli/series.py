@@ -85,7 +85,7 @@ def add_train_series(kinds: Any) -> None:
         type=count(1),
         metavar="W",
         help="steps of the past that a forecast reads (sunspots: 11, co2: 104, else twice the "
-        "season or the horizon, what is more)",
+        "season or the horizon, whichever is longer)",
     )
     data.add_argument(
         "--season",
