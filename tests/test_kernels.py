@@ -646,4 +646,4 @@ def test_inference_takes_no_memory_that_grows_with_time(
     finally:
         tracemalloc.stop()
     chunk = 128 * 32 * 4  # bytes of one part of the state
-    assert peak - y.nbytes < (20 * chunk if accelerate == "0" else chunk)
+    assert peak - y.nbytes < (24 * chunk if accelerate == "0" else chunk)

@@ -40,6 +40,7 @@ struct Operands {
   int gates;
   const T* init;  // one row, or null for zeros
   bool far;       // whether W comes from beyond the second cache
+  bool down;      // from the last panel to the first
   const T* soon;  // what is read besides, from far away: `slots` vectors for each of the sums' units
   int slots;
 };
@@ -66,7 +67,8 @@ NOINLINE void multiply(Finish<T> finish, const Step<T>& s, const Operands<T>& o,
   constexpr long GROUP = 2 * TILE_SUMS;  // rows whose sums wait for the last block of K
   alignas(64) T sums[GROUP * TILE_VECTORS * L];
   const long K = o.A ? o.K : 0, before = K > BLOCK ? (K - 1) / BLOCK * BLOCK : 0;
-  for (long p = panels.first; p < panels.last; p++) {
+  for (long k = panels.first; k < panels.last; k++) {
+    const long p = o.down ? panels.first + panels.last - 1 - k : k;
     const long u = p * wide;
     const int count = (int)least(wide, units - u), n = count * o.gates;
     const T* w = o.W + u * o.gates * L * o.K;
@@ -76,7 +78,7 @@ NOINLINE void multiply(Finish<T> finish, const Step<T>& s, const Operands<T>& o,
       if (before)
         panel_product<T>(0, high - low, before, o.A + low * o.lda, o.lda, 1, w, n, start, 0, sums,
                          n * L, n * L, o.far);
-      Ahead<T> ahead(o.far, w + n * L * o.K, o.K - before, n, high - low);
+      Ahead<T> ahead(o.far, o.down ? w - n * L * o.K : w + n * L * o.K, o.K - before, n, high - low);
       for_rows(low, high, n, [&](long row, int m) {
         const T* const A = o.A ? o.A + row * o.lda + before : w;  // not read where there is none
         for (int i = 0; o.soon && i < m; i++)
@@ -408,8 +410,13 @@ struct Recurrence {
     const int wide = gates == 1 ? width : 1;
     const bool distant = far(K, gates, owners());
     const T* soon = cell.keeps_gates && (a.kept || distant) ? s.gates : nullptr;
-    multiply<T>(finish, s, {A, lda, K, W, gates, init, distant, soon, cell.slots},
-                panels(upward(units, wide)), rows(), units, wide);
+    // A step of few rows does little but read the panels. What the second cache still has of them is
+    // needed first in the next step, which therefore takes them in the other order.
+    const Span own = rows();
+    const bool few = own.last - own.first <= tallest(wide * gates);
+    const bool down = distant && few && !cell.u_gates && s.t % 2;
+    multiply<T>(finish, s, {A, lda, K, W, gates, init, distant, down, soon, cell.slots},
+                panels(upward(units, wide)), own, units, wide);
   }
 
   // With transposed weights: their columns are units, one panel beside the other.
