@@ -627,7 +627,7 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", choices=each, nargs="+", default=each)
     options = parser.parse_args(arguments)
     try:
-        check_output("--out", options.out, force=True)  # a run goes on with what is there
+        check_output(options, force=True)  # a run goes on with what is there
     except ValueError as error:
         parser.error(str(error))
     return options
