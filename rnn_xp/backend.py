@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,6 +112,12 @@ def device_of(array: Array) -> Any:
     return "cpu" if type(array) is np.ndarray else _compat_device(array)
 
 
+def same_device(one: Array, other: Array) -> bool:
+    """Tell whether one device holds both; that of an array which JAX traces may be any."""
+    devices = device_of(one), device_of(other)
+    return devices[0] == devices[1] or None in devices
+
+
 def on_its_device(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function compute on the device of the first array, or dict of arrays, that it gets.
 
@@ -163,7 +170,9 @@ def widened(xp: Namespace, array: Array) -> Array:
 
 def sum_of_rows(xp: Namespace, rows: Array) -> Array:
     """Return the sum along the first axis; NumPy would add float16 in float16, and stop growing."""
-    return xp.astype(xp.sum(widened(xp, rows), axis=0), rows.dtype, copy=False)
+    if type(rows) is np.ndarray and rows.dtype.char == "e":
+        return rows.sum(axis=0, dtype=np.float32).astype(rows.dtype)
+    return xp.sum(rows, axis=0)
 
 
 def is_floating(array: Array) -> bool:
@@ -521,6 +530,19 @@ def host_of(array: Array) -> np.ndarray[Any, Any]:
     return np.array(host, dtype=wide, order="C")
 
 
+def copy_of(xp: Namespace, array: Array) -> Array:
+    """Return a copy on the same device; autograd, if it records, goes through it."""
+    return array.clone() if hasattr(array, "clone") else xp.asarray(array, copy=True)
+
+
+def unrecorded(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which PyTorch's autograd records nothing; elsewhere nothing does."""
+    if not xp.__name__.endswith("torch"):
+        return contextlib.nullcontext()
+    no_grad: contextlib.AbstractContextManager[Any] = importlib.import_module("torch").no_grad()
+    return no_grad
+
+
 def to_floats(arrays: Sequence[Array]) -> list[float]:
     """Return the values of arrays without axes: one copy from the device, not one for each."""
     if not arrays or isinstance(arrays[0], np.ndarray | np.generic | float):
@@ -528,6 +550,14 @@ def to_floats(arrays: Sequence[Array]) -> list[float]:
     xp = array_namespace(array=arrays[0])
     with _scope_of(arrays[0]) or contextlib.nullcontext():
         return [float(value) for value in to_numpy(xp.stack(list(arrays)))]
+
+
+@on_its_device
+def are_finite(arrays: Mapping[str, Array]) -> bool:
+    """Tell whether all numbers of all arrays are finite; waits for the device."""
+    xp = array_namespace(**arrays)
+    with unrecorded(xp):
+        return all(map(math.isfinite, to_floats([xp.max(xp.abs(a)) for a in arrays.values()])))
 
 
 def like_of(array: np.ndarray[Any, Any], like: Array) -> Array:

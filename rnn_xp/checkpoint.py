@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 FORMAT = "rnn_xp 1"
 _TRAINING = "training."
-_READABLE = ("BOOL", "BF16", *(f"{kind}{bits}" for kind in "UIF" for bits in (8, 16, 32, 64)))
-"""The dtypes of the format that NumPy has (there is no F8 of this name), and bfloat16."""
+_INTEGERS = (f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64))
+_READABLE = frozenset(("BOOL", "BF16", "F16", "F32", "F64", "C64", *_INTEGERS))
+"""The format's dtypes that NumPy has, and bfloat16."""
 
 
 class CheckpointError(ValueError):
@@ -148,13 +149,21 @@ def load(
         vocabulary = json.loads(metadata.get("vocabulary", "null"))
         task = json.loads(metadata.get("task", "{}"))
         training = json.loads(metadata.get("training", "{}"))
-        narrow = set(json.loads(metadata.get("bfloat16", "[]")))
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        narrow = json.loads(metadata.get("bfloat16", "[]"))
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error})") from error
     for name, value, kind in (
         ("vocabulary", vocabulary, str | None),
         ("task", task, dict),
         ("training", training, dict),
+        ("bfloat16", narrow, list),
     ):
         if not isinstance(value, kind):
             raise CheckpointError(f"{path} has a damaged description: {name} is {value!r:.40}")
@@ -164,7 +173,7 @@ def load(
         raise CheckpointError(f"{path} does not fit its own model description: {problem}")
     chosen = select(backend, device)
     if narrow and not _has_bfloat16(chosen):
-        narrow = set()
+        narrow = []
 
     def placed(name: str, dtype: str | None) -> Array:
         return chosen.asarray(arrays[name], dtype or ("bfloat16" if name in narrow else None))

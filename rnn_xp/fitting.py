@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp import optim
-from rnn_xp.backend import Array, Backend, array_namespace, on_its_device, to_floats
+from rnn_xp.backend import Array, Backend, are_finite, to_floats
 from rnn_xp.batches import Batch, move
 from rnn_xp.random import Seed, generator, spawn
 
@@ -164,14 +164,8 @@ def fit(
         total_loss = _total(losses, count, settings.batch_size)
         speed = count / (perf_counter() - start)
         held_out = None if validate is None else validate(params)
-        if not (math.isfinite(total_loss + (held_out or 0.0)) and _are_finite(params)):
-            if best_epoch:
-                return _fitted(best, "diverged", best_epoch, best_loss)
-            raise ValueError(
-                "the training diverged in its first epoch, its numbers are not finite: lower the "
-                "learning rate, or look for values that are too large"
-            )
-        better = held_out is None or held_out < best_loss
+        finite = math.isfinite(total_loss + (held_out or 0.0)) and are_finite(params)
+        better = finite and (held_out is None or held_out < best_loss)
         if better:
             best, best_epoch = params, epoch
             best_loss = math.inf if held_out is None else held_out
@@ -187,15 +181,16 @@ def fit(
                 speed,
             )
         )
+        if not finite:
+            if best_epoch:
+                return _fitted(best, "diverged", best_epoch, best_loss)
+            raise ValueError(
+                "the training diverged in its first epoch, its numbers are not finite: lower the "
+                "learning rate, or look for values that are too large"
+            )
         if settings.patience is not None and epoch - best_epoch >= settings.patience:
             return _fitted(best, "early stop", best_epoch, best_loss)
     return _fitted(best, "finished", best_epoch, best_loss)
-
-
-@on_its_device
-def _are_finite(params: Params) -> bool:
-    xp = array_namespace(**params)
-    return all(map(math.isfinite, to_floats([xp.max(xp.abs(p)) for p in params.values()])))
 
 
 def _total(losses: list[Array], count: int, batch_size: int) -> float:

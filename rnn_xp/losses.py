@@ -12,7 +12,8 @@ of elements that count.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from rnn_xp.backend import (
     is_floating,
     on_its_device,
     operations,
+    same_device,
     widened,
 )
 
@@ -75,28 +77,33 @@ def softmax_cross_entropy(
     weights = _weights(xp, mask, shape[:-1], flat, reduction)
     index = xp.arange(classes, device=device_of(logits))
     numbers = xp.reshape(xp.astype(targets, index.dtype, copy=False), (-1, 1))
-    if mask is not None:
-        counts = xp.reshape(mask, (-1, 1))
+    counts = None if mask is None else xp.reshape(mask, (-1, 1))
+    if counts is not None:
         numbers = xp.where(counts, numbers, xp.zeros_like(numbers))
-        flat = xp.where(counts, flat, xp.zeros((), dtype=flat.dtype, device=device_of(flat)))
     on_host = isinstance(numbers, np.ndarray)
     if on_host and ((numbers < 0) | (numbers >= classes)).any():
         wrong = numbers[(numbers < 0) | (numbers >= classes)][0]
         raise ValueError(f"targets must lie in 0..{classes - 1}, got {wrong}")
     ops = operations(xp)
-    shifted = flat if on_host and _is_small(flat) else flat - xp.max(flat, axis=1, keepdims=True)
-    picked = xp.take_along_axis(shifted, numbers, axis=1)
-    powers = xp.exp(shifted)
-    if on_host:  # NumPy's reductions of short rows are slow: of 80, a product takes a sixth
-        sums = powers @ np.ones((classes, 1), dtype=powers.dtype)
-    else:
-        sums = xp.sum(powers, axis=1, keepdims=True)
-    loss = xp.sum((xp.log(sums) - picked) * weights)
-    p = ops.multiply(powers, weights / sums, out=powers)
-    if on_host:  # the standard has no scatter; this is a third of the time on NumPy
-        p[np.arange(p.shape[0]), numbers[:, 0]] -= weights[:, 0]
-    else:
-        p = p - xp.where(index[None, :] == numbers, weights, xp.zeros_like(weights))
+
+    def formula(flat: Array) -> tuple[Array, Array]:
+        small = on_host and _is_small(flat)
+        shifted = flat if small else flat - xp.max(flat, axis=1, keepdims=True)
+        picked = xp.take_along_axis(shifted, numbers, axis=1)
+        powers = xp.exp(shifted)
+        if on_host:  # NumPy's reductions of short rows are slow: of 80, a product takes a sixth
+            sums = powers @ np.ones((classes, 1), dtype=powers.dtype)
+        else:
+            sums = xp.sum(powers, axis=1, keepdims=True)
+        loss = xp.sum((xp.log(sums) - picked) * weights)
+        p = ops.multiply(powers, weights / sums, out=powers)
+        if on_host:  # the standard has no scatter; this is a third of the time on NumPy
+            p[np.arange(p.shape[0]), numbers[:, 0]] -= weights[:, 0]
+        else:
+            p = p - xp.where(index[None, :] == numbers, weights, xp.zeros_like(weights))
+        return loss, p
+
+    loss, p = _of_what_counts(xp, formula, counts, flat)
     return _like(xp, loss, logits), _like(xp, xp.reshape(p, shape), logits)
 
 
@@ -127,10 +134,12 @@ def binary_cross_entropy(
     TypeError, ValueError
         As in `softmax_cross_entropy`; the range of the targets is not checked.
     """
-    xp, a, y, weights = _elementwise("logits", logits, targets, mask, reduction)
-    loss = xp.maximum(a, xp.zeros_like(a)) - a * y + xp.log1p(xp.exp(-xp.abs(a)))
-    gradient = (sigmoid(a) - y) * weights
-    return _like(xp, xp.sum(loss * weights), logits), _like(xp, gradient, logits)
+
+    def formula(xp: Namespace, weights: Array, a: Array, y: Array) -> tuple[Array, Array]:
+        loss = xp.maximum(a, xp.zeros_like(a)) - a * y + xp.log1p(xp.exp(-xp.abs(a)))
+        return xp.sum(loss * weights), (sigmoid(a) - y) * weights
+
+    return _over_elements(formula, "logits", logits, targets, mask, reduction)
 
 
 @on_its_device
@@ -157,11 +166,13 @@ def squared_error(
     TypeError, ValueError
         As in `softmax_cross_entropy`.
     """
-    xp, o, y, weights = _elementwise("predictions", predictions, targets, mask, reduction)
-    difference = o - y
-    gradient = difference * weights
-    loss = 0.5 * xp.sum(gradient * difference)
-    return _like(xp, loss, predictions), _like(xp, gradient, predictions)
+
+    def formula(xp: Namespace, weights: Array, o: Array, y: Array) -> tuple[Array, Array]:
+        difference = o - y
+        gradient = difference * weights
+        return 0.5 * xp.sum(gradient * difference), gradient
+
+    return _over_elements(formula, "predictions", predictions, targets, mask, reduction)
 
 
 @on_its_device
@@ -188,12 +199,14 @@ def sigmoid_squared_error(
     TypeError, ValueError
         As in `softmax_cross_entropy`.
     """
-    xp, a, y, weights = _elementwise("logits", logits, targets, mask, reduction)
-    o = sigmoid(a)
-    difference = o - y
-    weighted = difference * weights
-    loss = 0.5 * xp.sum(weighted * difference)
-    return _like(xp, loss, logits), _like(xp, weighted * o * (1.0 - o), logits)
+
+    def formula(xp: Namespace, weights: Array, a: Array, y: Array) -> tuple[Array, Array]:
+        o = sigmoid(a)
+        difference = o - y
+        weighted = difference * weights
+        return 0.5 * xp.sum(weighted * difference), weighted * o * (1.0 - o)
+
+    return _over_elements(formula, "logits", logits, targets, mask, reduction)
 
 
 @on_its_device
@@ -268,22 +281,46 @@ def _is_small(logits: np.ndarray[Any, Any]) -> bool:
     return bool(logits.min(initial=0.0) > -32.0 and logits.max(initial=0.0) < 32.0)
 
 
-def _elementwise(
-    name: str, values: Array, targets: Array, mask: Array, reduction: str
-) -> tuple[Namespace, Array, Array, Array]:
-    """Check the arguments; return the namespace, values, targets and what each element counts."""
+def _over_elements(
+    formula: Callable[[Namespace, Array, Array, Array], tuple[Array, Array]],
+    name: str,
+    values: Array,
+    targets: Array,
+    mask: Array,
+    reduction: str,
+) -> tuple[Array, Array]:
+    """Check the arguments; return what (xp, what each element counts, values, targets) give."""
     xp = array_namespace(**{name: values}, targets=targets, mask=mask)
     _check_floating(name, values)
     shape = tuple(values.shape)
     _check_like("targets", targets, shape, values)
     _check_dtype(targets, name, values)
-    wide, wide_targets = widened(xp, values), widened(xp, targets)
+    wide = widened(xp, values)
     weights = _weights(xp, mask, shape, wide, reduction)
-    if mask is None:
-        return xp, wide, wide_targets, xp.reshape(weights, ())
-    zero = xp.zeros((), dtype=wide.dtype, device=device_of(wide))
-    counted = [xp.where(mask, array, zero) for array in (wide, wide_targets)]
-    return xp, *counted, xp.reshape(weights, shape)
+    weights = xp.reshape(weights, () if mask is None else shape)
+    loss, gradient = _of_what_counts(
+        xp, partial(formula, xp, weights), mask, wide, widened(xp, targets)
+    )
+    return _like(xp, loss, values), _like(xp, gradient, values)
+
+
+def _of_what_counts(
+    xp: Namespace, formula: Callable[..., tuple[Array, Array]], counts: Array, *arrays: Array
+) -> tuple[Array, Array]:
+    """Return loss and gradient of these arrays, whatever stands where `counts` is False.
+
+    The weights are 0 there, but 0 times NaN is NaN. NumPy looks at the loss before it puts zeros
+    there, which takes longer than the formula; a GPU would be waited for.
+    """
+    if counts is None:
+        return formula(*arrays)
+    if xp is np:
+        with np.errstate(invalid="ignore"):
+            loss, gradient = formula(*arrays)
+        if np.isfinite(loss):
+            return loss, gradient
+    zero = xp.zeros((), dtype=arrays[0].dtype, device=device_of(arrays[0]))
+    return formula(*(xp.where(counts, array, zero) for array in arrays))
 
 
 def _weights(
@@ -307,7 +344,9 @@ def _weights(
 
 
 def _like(xp: Namespace, array: Array, like: Array) -> Array:
-    return xp.asarray(array, dtype=like.dtype)
+    if xp is np:  # whose sums are numbers, not arrays
+        return np.asarray(array, dtype=like.dtype)
+    return xp.astype(array, like.dtype, copy=False)
 
 
 def _check_floating(name: str, array: Array) -> None:
@@ -336,5 +375,5 @@ def _check_quantiles(quantiles: Sequence[float], shape: tuple[int, ...]) -> None
 def _check_like(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
     if tuple(array.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
-    if device_of(array) != device_of(like):
+    if not same_device(array, like):
         raise ValueError(f"{name} is on the device {device_of(array)}, not {device_of(like)}")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from rnn_xp.backend import Array, array_namespace, on_its_device
+from rnn_xp.backend import Array, array_namespace, copy_of, on_its_device
 from rnn_xp.layers import (
     GRU,
     LSTM,
@@ -269,7 +269,7 @@ class Chain:
 
 @on_its_device
 def _copy(array: Array) -> Array:
-    return array_namespace(params=array).asarray(array, copy=True)
+    return copy_of(array_namespace(params=array), array)
 
 
 _RECURRENT: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}

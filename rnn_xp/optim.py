@@ -19,10 +19,14 @@ from rnn_xp.backend import (
     Array,
     Namespace,
     array_namespace,
+    copy_of,
     device_of,
     dtype_name,
+    is_traced,
     on_its_device,
     operations,
+    same_device,
+    unrecorded,
     widened,
 )
 from rnn_xp.layers.checks import check_given
@@ -63,16 +67,22 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
     xp = array_namespace(**grads)
     first, like = next(iter(grads.items()))
     for name, g in grads.items():
-        if g.dtype != like.dtype or device_of(g) != device_of(like):
+        if g.dtype != like.dtype or not same_device(g, like):
             raise TypeError(
                 f"the gradient of {name} is {dtype_name(g.dtype)} on {device_of(g)}, that of "
                 f"{first} {dtype_name(like.dtype)} on {device_of(like)}: expected the same"
             )
-    norm = _global_norm(xp, list(grads.values()))
-    if xp is np and norm + 1e-6 <= max_norm:
-        return dict(grads), norm
-    factor = xp.minimum(max_norm / (norm + 1e-6), xp.ones_like(norm))
-    return {name: xp.asarray(g * factor) for name, g in grads.items()}, norm
+    with unrecorded(xp):
+        norm = _global_norm(xp, list(grads.values()))
+        if xp is np and norm + 1e-6 <= max_norm:
+            return dict(grads), norm
+        factor = xp.minimum(max_norm / (norm + 1e-6), xp.ones_like(norm))
+        return {name: _array(xp, g * factor) for name, g in grads.items()}, norm
+
+
+def _array(xp: Namespace, made: Any) -> Array:
+    """Return an array: NumPy makes numbers of arrays without axes."""
+    return np.asarray(made) if xp is np else made
 
 
 def _global_norm(xp: Namespace, arrays: list[Array]) -> Array:
@@ -94,6 +104,21 @@ def _global_norm(xp: Namespace, arrays: list[Array]) -> Array:
 
 # --------------------------------------------------------------------------------------------
 # Schedules
+
+
+class _Plain:
+    """What a schedule computes with, of a plain number."""
+
+    minimum, cos = min, math.cos
+
+    @staticmethod
+    def where(condition: bool, one: float, other: float) -> float:
+        return one if condition else other
+
+
+def _functions(step: Any) -> Any:
+    """Return the same functions for a step, which may be an array that JAX traces."""
+    return array_namespace(step=step) if is_traced(step) else _Plain
 
 
 @dataclass(frozen=True)
@@ -131,10 +156,12 @@ class warmup_cosine:
 
     def __call__(self, step: int) -> float:
         """Return the rate of a step."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        part = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
-        return self.floor + (self.peak - self.floor) * 0.5 * (1.0 + math.cos(math.pi * part))
+        f = _functions(step)
+        part = f.minimum(1.0, (step - self.warmup) / (self.steps - self.warmup))
+        cosine = self.floor + (self.peak - self.floor) * 0.5 * (1.0 + f.cos(math.pi * part))
+        rising = self.peak * (step + 1) / max(self.warmup, 1)
+        rate: float = f.where(step < self.warmup, rising, cosine)
+        return rate
 
 
 @dataclass(frozen=True)
@@ -214,20 +241,21 @@ class _Optimizer:
         number = state["step"]
         rate = self.learning_rate
         if callable(rate):
-            rate = float(rate(number))
+            rate = rate(number) if is_traced(number) else float(rate(number))
         new: Params = {}
         names = self._slots()
         new_state: State = {"step": number + 1, **{slot: {} for slot in names}}
-        for name, value in params.items():
-            slots, grad = [state[slot][name] for slot in names], grads[name]
-            if value.ndim:
-                new[name], slots = self._update(xp, rate, number + 1, grad, slots, value)
-            else:  # NumPy makes numbers, not arrays, of arrays without axes
-                one, grad, *slots = (xp.reshape(a, (1,)) for a in (value, grad, *slots))
-                one, slots = self._update(xp, rate, number + 1, grad, slots, one)
-                new[name], *slots = (xp.reshape(a, ()) for a in (one, *slots))
-            for slot, array in zip(names, slots, strict=True):
-                new_state[slot][name] = array
+        with unrecorded(xp):
+            for name, value in params.items():
+                slots, grad = [state[slot][name] for slot in names], grads[name]
+                if value.ndim:
+                    new[name], slots = self._update(xp, rate, number + 1, grad, slots, value)
+                else:  # NumPy makes numbers, not arrays, of arrays without axes
+                    one, grad, *slots = (xp.reshape(a, (1,)) for a in (value, grad, *slots))
+                    one, slots = self._update(xp, rate, number + 1, grad, slots, one)
+                    new[name], *slots = (xp.reshape(a, ()) for a in (one, *slots))
+                for slot, array in zip(names, slots, strict=True):
+                    new_state[slot][name] = array
         return new, new_state
 
 
@@ -274,10 +302,10 @@ class Adam(_Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        first, second = self.betas
-        object.__setattr__(self, "betas", (float(first), float(second)))
         for name, beta in zip(("betas[0]", "betas[1]"), self.betas, strict=True):
             _below_one(name, beta)
+        plain = tuple(b.item() if isinstance(b, np.generic) else b for b in self.betas)
+        object.__setattr__(self, "betas", plain)
         _at_least("eps", self.eps, 0.0)
 
     def _slots(self) -> tuple[str, ...]:
@@ -378,7 +406,8 @@ class Average:
     def init(self, params: Mapping[str, Array]) -> State:
         """Return the state before the first update: `step`, 0, and `mean`, the parameters."""
         xp = array_namespace(**params)
-        return {"step": 0, "mean": {name: xp.asarray(p, copy=True) for name, p in params.items()}}
+        with unrecorded(xp):
+            return {"step": 0, "mean": {name: copy_of(xp, p) for name, p in params.items()}}
 
     @on_its_device
     def update(self, state: State, params: Mapping[str, Array]) -> State:
@@ -386,16 +415,20 @@ class Average:
 
         Raises
         ------
-        ValueError
-            If `params` has other names than before.
+        TypeError, ValueError
+            If `params` has other names than before, or an array of another library, dtype, shape
+            or device.
         """
         _same_names("the mean", state["mean"], params)
         xp, step = array_namespace(**params), state["step"]
-        new = 1.0 - min(float(self.decay), (1.0 + step) / (10.0 + step))
-        mean = {
-            name: xp.asarray(old + new * (params[name] - old))
-            for name, old in state["mean"].items()
-        }
+        for name, value in params.items():
+            check_given(f"the mean of {name}", state["mean"][name], value.shape, value)
+        new = 1.0 - _functions(step).minimum(float(self.decay), (1.0 + step) / (10.0 + step))
+        with unrecorded(xp):
+            mean = {
+                name: _array(xp, old + new * (params[name] - old))
+                for name, old in state["mean"].items()
+            }
         return {"step": step + 1, "mean": mean}
 
 

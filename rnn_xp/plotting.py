@@ -127,6 +127,11 @@ def _plain(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
+def _in_legend(name: str) -> str:
+    """Return a name as the legend has it: matplotlib leaves out what begins with `_`."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def _some(values: Any) -> int:
     """Return how many points of a line to go from one marker to the next."""
     return max(1, len(values) // 8)
@@ -147,14 +152,13 @@ def loss(curves: Sequence[Curve], *, step: str = "step", unit: str = "") -> Figu
     axes = figure.add_subplot()
     for k, curve in enumerate(curves):
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
-        axes.plot(
-            curve.steps, curve.train, "--", color=colour, lw=1.2, label=f"{curve.name}: training"
-        )
+        name = _in_legend(curve.name)
+        axes.plot(curve.steps, curve.train, "--", color=colour, lw=1.2, label=f"{name}: training")
         held_out = np.asarray(curve.validation, dtype=np.float64)
         if np.isnan(held_out).all():
             continue
         best = int(np.nanargmin(held_out))
-        label = f"{curve.name}: validation, lowest {held_out[best]:.4g}"
+        label = f"{name}: validation, lowest {held_out[best]:.4g}"
         axes.plot(
             curve.steps,
             held_out,
@@ -312,7 +316,7 @@ def gradient(
                 markevery=_some(norms),
                 ms=5,
                 lw=1.8,
-                label=label,
+                label=_in_legend(label),
             )
         axes.set_yscale("log")
         axes.set_title(name, fontsize=11)

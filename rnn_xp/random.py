@@ -26,16 +26,17 @@ def generator(seed: Seed) -> np.random.Generator:
     """
     import numpy.random  # not part of `import numpy`: 15 ms that inference does without
 
+    numbers: list[int] = []
     for number in seed if isinstance(seed, Sequence) else (seed,):
-        try:
-            value = index(number)
-        except TypeError:
-            value = None
-        if value is None or isinstance(number, bool):
+        if isinstance(number, bool):
             raise TypeError(f"seed must be an integer >= 0, got {seed!r}")
-        if value < 0:
+        try:
+            numbers.append(index(number))
+        except TypeError:
+            raise TypeError(f"seed must be an integer >= 0, got {seed!r}") from None
+        if numbers[-1] < 0:
             raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
-    return numpy.random.default_rng(seed)
+    return numpy.random.default_rng(numbers if isinstance(seed, Sequence) else numbers[0])
 
 
 def spawn(seed: Seed, *path: int) -> tuple[int, ...]:

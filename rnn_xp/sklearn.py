@@ -13,12 +13,15 @@ An estimator that was fitted to one of the two predicts for the same.
 
 from __future__ import annotations
 
+import warnings
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils import check_random_state, check_X_y
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -99,6 +102,8 @@ class _SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             sequences = Sequences(tuple(table[:, :, None]))
         else:
             values = X.values if isinstance(X, Sequences) else X
+            if any(np.iscomplexobj(value) for value in values):
+                raise ValueError("Complex data not supported: the sequences of X must be real")
             sequences = Sequences(tuple(np.asarray(value, dtype=np.float64) for value in values))
         if reset:
             self._learn(form, sequences)
@@ -141,6 +146,13 @@ class _SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         epochs: list[Epoch] = []
         with backend.scope():
             fitted = fit(params, gradients, len(sequences), settings, on_epoch=epochs.append)
+        if fitted.outcome == "diverged":
+            warnings.warn(
+                f"the loss is not finite after epoch {fitted.epoch}, whose parameters are kept: "
+                "lower learning_rate, or scale X",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         self.model_ = model
         # On the host, so that a pickle opens where there is no such backend.
         self.params_ = {name: to_numpy(value) for name, value in fitted.params.items()}
@@ -299,6 +311,9 @@ def _plain(value: Any) -> Any:
 def _settings(given: dict[str, Any], seed: int) -> Settings:
     for name in ("epochs", "batch_size"):
         check_count(name, given[name])
+    for name in ("learning_rate", "clip", "weight_decay"):
+        if not isinstance(given[name], Real):
+            raise TypeError(f"{name} must be a number, got {given[name]!r}")
     for name in ("learning_rate", "clip"):
         if not given[name] > 0:
             raise ValueError(f"{name} must be a number above 0, got {given[name]!r}")

@@ -114,7 +114,7 @@ def read_table(path: str | os.PathLike[str], *, header: bool | None = True) -> T
 
 def parse_table(text: str, source: str, *, header: bool | None = True) -> Table:
     """Read a table from text; see `read_table`. `source` names it in errors."""
-    first_line = next(iter(text.splitlines()), "")
+    first_line = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(DELIMITERS, key=first_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows, lines = [], []

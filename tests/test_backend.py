@@ -66,7 +66,9 @@ def test_available_reports_every_backend() -> None:
     [
         ("torch", "tpu9", "PyTorch cannot use the device 'tpu9': "),
         ("torch", "cuda:99", "PyTorch cannot use the device 'cuda:99': "),
-        ("jax", "cpu:99", "JAX cannot use the device 'cpu:99': "),
+        ("torch", "meta", "PyTorch cannot use the device 'meta': "),
+        ("jax", "cpu:99", "JAX cannot use the device 'cpu:99': there are "),
+        ("jax", "cpu:-1", "JAX cannot use the device 'cpu:-1': there are "),
         ("jax", "cpu:one", "JAX cannot use the device 'cpu:one': "),
         ("jax", "npu", "JAX cannot use the device 'npu': "),
         ("strict", "device9", "array-api-strict has no device 'device9': "),

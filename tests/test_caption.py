@@ -196,6 +196,8 @@ def test_a_cache_serves_one_backward_call() -> None:
     images, words, dlogits = batch()
     params = drawn(model)
     _, cache = model.forward(params, images, words)
+    with pytest.raises(ValueError, match="dy must have shape"):
+        model.backward(params, cache, dlogits[:1])
     model.backward(params, cache, dlogits)
     with pytest.raises(ValueError, match="used by a backward call before"):
         model.backward(params, cache, dlogits)

@@ -98,10 +98,14 @@ def test_a_log_of_two_trainings(tmp_path: Path) -> None:
 
 
 def test_a_log_without_validation(tmp_path: Path) -> None:
-    rows = [row("epoch", 1, 3.0, None), row("epoch", 2, math.inf, None)]
+    rows = [
+        row("epoch", 1, 3.0, None),
+        row("epoch", 2, math.inf, None),
+        row("epoch", 3, None, None),
+    ]
     step, curve = read_log(write_log(tmp_path / "a.jsonl", rows))
     assert step == "epoch"
-    np.testing.assert_array_equal(curve.train, [3.0, NAN])
+    np.testing.assert_array_equal(curve.train, [3.0, NAN, NAN])
     assert np.isnan(curve.validation).all()
 
 
@@ -114,8 +118,8 @@ def test_a_log_without_validation(tmp_path: Path) -> None:
         ('{"loss": 1}', "a.jsonl, line 2 is no report of a training"),
         ('{"step": 2, "train_loss": 1}', "a.jsonl, line 2 has no validation_loss"),
         (
-            '{"step": 2, "train_loss": null, "validation_loss": 1}',
-            "a.jsonl, line 2: train_loss is None, expected a number",
+            '{"step": 2, "train_loss": "x", "validation_loss": 1}',
+            "a.jsonl, line 2: train_loss is 'x', expected a number",
         ),
         (
             '{"step": "2", "train_loss": 1, "validation_loss": 1}',

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_cli import SMALL, TEXT, called, command, fails, run
 
-from rnn_xp.checkpoint import load
+from rnn_xp import GRU, Chain, Embedding
+from rnn_xp.checkpoint import load, save
 from rnn_xp.cli.console import Log
 
 SERIES = "\n".join(f"{k},{np.sin(k / 3):.4f}" for k in range(120))
@@ -28,7 +31,8 @@ FITTED = "--hidden-size 2 --epochs 2 --batch-size 64 --backend numpy".split()  #
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, a model of each kind, and one whose training was interrupted."""
     folder = tmp_path_factory.mktemp("models")
-    (folder / "book.txt").write_text(TEXT, encoding="utf-8")
+    for name in ("book.txt", "page.html"):
+        (folder / name).write_text(TEXT, encoding="utf-8")
     (folder / "s.csv").write_text(f"t,y\n{SERIES}\n", encoding="utf-8")
     rng = np.random.default_rng(0)
     images = rng.random((30, 4, 4))
@@ -80,7 +84,7 @@ def folder(models: Path, tmp_path: Path) -> Path:
         ("predict s.st --out s.st --force", "--out s.st is also MODEL"),
         ("predict s.st s.csv --out s.csv --force", "--out s.csv is also FILE"),
         ("eval c.st c.npz --confusion c.st --force", "--confusion c.st is also MODEL"),
-        ("inspect t.st --text a --out t.st", "t.st must end in one of"),
+        ("inspect t.st --file page.html --out page.html --force", "page.html is also FILE"),
     ],
 )
 def test_no_command_writes_over_what_it_reads(folder: Path, arguments: str, said: str) -> None:
@@ -105,6 +109,27 @@ def test_a_log_goes_on(folder: Path) -> None:
         assert len((folder / "log.jsonl").read_text().splitlines()) == k
 
 
+def test_an_interrupted_training_that_diverged_saves_nothing(folder: Path) -> None:
+    before = (folder / "t.st").read_bytes()
+    arguments = [*SMALL, "--out", "t.st", "--force", "--passes", "9999"]
+    arguments += ["--learning-rate", "1e300", "--eval-every", "1000000"]
+    process = subprocess.Popen(
+        command("train", "text", "book.txt", *arguments),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "the training diverged before its first evaluation" in err
+    assert (folder / "t.st").read_bytes() == before
+
+
 @dataclass
 class Entry:
     train_loss: float
@@ -126,6 +151,42 @@ class Full:
         if written < len(data) and not self._silent:
             raise OSError(errno.ENOSPC, "No space left on device")
         return written
+
+
+def test_a_log_without_a_line_end_gets_one(folder: Path) -> None:
+    (folder / "log.jsonl").write_text('{"step": 1, "train_loss": 1, "validation_loss": 1}')
+    arguments = [*SMALL, "--max-steps", "2", "--out", "x.st", "--log", "log.jsonl"]
+    assert called(folder, "train", "text", "book.txt", *arguments)[0] == 0
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_a_log_may_be_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    arguments = [*SMALL, "--max-steps", "2", "--out", "x.st", "--log", "pipe"]
+    process = subprocess.Popen(command("train", "text", "book.txt", *arguments), cwd=folder)
+    assert json.loads((folder / "pipe").read_text())["step"] == 2
+    assert process.wait(timeout=60) == 0
+
+
+def test_a_training_outlives_a_full_output(folder: Path) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            command("train", "classify", "c.npz", *FITTED, "--out", "x.st"),
+            cwd=folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "rnn-xp: the output: No space left on device: nothing more is printed\n"
+    assert (done.returncode, done.stderr) == (0, said)
+    assert load(folder / "x.st").params
+
+
+def test_built_in_data_is_no_file(folder: Path) -> None:
+    arguments = [*FITTED, "--out", "sunspots"]
+    assert called(folder, "train", "series", "sunspots", *arguments)[0] == 0
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -222,6 +283,8 @@ def test_numbers_beyond_all_bounds(folder: Path, arguments: str, said: str) -> N
         "--passes 2",
         "--max-steps 2",
         "--seed 5",
+        "--bytes",
+        "--validation 0.3",
     ],
 )
 def test_resume_takes_no_other_settings(folder: Path, option: str) -> None:
@@ -244,6 +307,24 @@ def damage(path: Path, key: str, value: Any) -> None:
         held[inner] = value
     metadata[outer] = json.dumps(held)
     save_file(load_file(path), path, metadata)
+
+
+@pytest.mark.parametrize("key", ["model", "task", "training", "vocabulary", "bfloat16"])
+def test_a_description_of_no_end(folder: Path, key: str) -> None:
+    path = folder / "t.st"
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata | {key: "[" * 100_000})
+    assert "t.st has a damaged model description" in fails(folder, "eval", "t.st", "book.txt")
+
+
+def test_a_model_that_ends_in_its_recurrent_layer(folder: Path) -> None:
+    vocabulary = load(folder / "t.st").vocabulary
+    assert vocabulary is not None
+    size = len(vocabulary)
+    model = Chain((("embedding", Embedding(size, 3)), ("recurrent", GRU(3, size))))
+    save(folder / "x.st", model, model.init(0), vocabulary=vocabulary, task={"kind": "text"})
+    assert called(folder, "eval", "x.st", "book.txt")[0] == 0
 
 
 @pytest.mark.parametrize("value", [None, 3, "x", [], True, float("nan")])

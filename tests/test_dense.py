@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
 import pytest
-from targets import HostArray, Target
+from targets import HostArray, Target, make_target
 
 from rnn_xp import GRU, LSTM, Chain, Dropout, Embedding, Linear, character_model
 from rnn_xp.random import dropout_mask
@@ -198,6 +199,23 @@ def test_a_prepared_chain_does_not_follow_its_parameters() -> None:
     for value in params.values():
         value *= 2.0
     np.testing.assert_array_equal(model(prepared, x)[0], expected)
+
+
+def test_an_embedding_beside_arrays_that_are_not_traced() -> None:
+    target = make_target("jax")
+    jax = importlib.import_module("jax")
+    model, x = character_model(5, hidden_size=4), target.asarray(RNG.integers(0, 5, (4, 3)))
+    params = target.tree(model.init(0, dtype="float64"))
+
+    def total(params: Any) -> Any:
+        return model(params, x)[0].sum()
+
+    y, _, cache = model.forward(params, x)
+    expected, _, _ = model.backward(params, cache, jax.numpy.ones_like(y))
+    for gradients in (jax.grad(total)(params), jax.jit(jax.grad(total))(params)):
+        for name, value in expected.items():
+            np.testing.assert_allclose(gradients[name], value, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(jax.jit(lambda k: model(params, k)[0])(x), y, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [3, 400])  # so many that the table is looked up

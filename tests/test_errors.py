@@ -50,6 +50,17 @@ def without(name: str) -> dict[str, Any]:
         (lambda: RNN(3, 4).init(0, scheme="he"), ValueError, "scheme must be one of .*got 'he'"),
         (lambda: RNN(3, 4).init(-1), ValueError, "seed must be an integer >= 0, got -1"),
         (lambda: RNN(3, 4).init("a"), TypeError, "seed must be an integer >= 0, got 'a'"),  # type: ignore[arg-type]
+        (lambda: RNN(3, 4).init(True), TypeError, "seed must be an integer >= 0, got True"),
+        (
+            lambda: RNN(3, 4).init((1, 0.5)),  # type: ignore[arg-type]
+            TypeError,
+            r"seed must be an integer >= 0, got \(1, 0.5\)",
+        ),
+        (
+            lambda: RNN(3, 4).init(np.arange(2)),  # type: ignore[arg-type]
+            TypeError,
+            "seed must be an integer >= 0, got array",
+        ),
         (lambda: RNN(3, 4).init(0, dtype="float99"), ValueError, "dtype float99 does not exist"),
         (
             lambda: LSTM(3, 4, bias=False).init(0, forget_bias=1.0),

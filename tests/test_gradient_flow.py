@@ -125,6 +125,16 @@ def test_new_elman_networks_vanish_and_explode() -> None:
     assert more[0] > 10.0
 
 
+def test_norms_whose_square_has_no_room() -> None:
+    norms = new_network_norms("rnn", NUMPY, hidden_size=4, time_steps=600, scale=0.5)
+    steps = norms[1:-1] / norms[:-2]
+    assert (norms > 0.0).all()
+    assert norms[0] < 1e-170
+    np.testing.assert_allclose(1.0 / steps[:100], 0.5, rtol=0.1)  # tanh takes a little more
+    with pytest.raises(ValueError, match="time_steps must be an integer >= 1, got 0"):
+        new_network_norms("rnn", NUMPY, time_steps=0)
+
+
 def test_a_forget_bias_keeps_the_gradient_of_an_lstm() -> None:
     norms = [
         new_network_norms("lstm", NUMPY, forget_bias=b, hidden_size=32, time_steps=60, scale=0.5)

@@ -297,6 +297,16 @@ def without(module: str, code: str, *arguments: object) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True)
 
 
+def test_tensors_that_numpy_cannot_hold(torch: Any) -> None:
+    layer = Linear(2, 3, bias=False)
+    for tensor in (
+        torch.zeros((3, 2), dtype=torch.float8_e4m3fn),
+        torch.zeros((3, 2), device="meta"),
+    ):
+        with pytest.raises(interop.InteropError, match="weight cannot be copied to NumPy: "):
+            interop.from_state_dict(layer, {"weight": tensor})
+
+
 def test_without_pytorch() -> None:
     layer = "from rnn_xp import interop, Linear; layer = Linear(2, 3); "
     for call in ("to_torch(layer, layer.init(0))", "from_torch(layer)"):

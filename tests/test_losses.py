@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from targets import HostArray, Target, need
+from targets import HostArray, Target, make_target, need
 
 from rnn_xp import losses
 
@@ -116,6 +117,36 @@ def test_as_pytorch(name: str, scale: float, masked: bool) -> None:
     np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-12)
     peak = max(1.0, float(np.abs(gradient).max()))
     np.testing.assert_allclose(gradient, a.grad.numpy(), rtol=0, atol=1e-12 * peak)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.filterwarnings("error")
+def test_autograd_through_a_loss(name: str) -> None:
+    target = make_target("torch")
+    logits, targets, mask = map(target.asarray, problem(name))
+    _, expected = LOSSES[name](logits, targets, mask=mask)
+    loss, _ = LOSSES[name](logits.requires_grad_(), targets, mask=mask)
+    loss.backward()
+    np.testing.assert_allclose(logits.grad, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_beside_arrays_that_are_not_traced(name: str, masked: bool) -> None:
+    """The targets are closed over: JAX traces the logits alone."""
+    target = make_target("jax")
+    jax = importlib.import_module("jax")
+    logits, targets, mask = map(target.asarray, problem(name))
+    given = {"mask": mask} if masked else {}
+
+    def loss(a: Any) -> Any:
+        return LOSSES[name](a, targets, **given)[0]
+
+    _, expected = LOSSES[name](logits, targets, **given)
+    for gradient in (jax.grad(loss), jax.jit(jax.grad(loss))):
+        np.testing.assert_allclose(gradient(logits), expected, rtol=0, atol=1e-12)
+    both = jax.vmap(loss)(jax.numpy.stack([logits, logits]))
+    np.testing.assert_allclose(both, [float(loss(logits))] * 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -159,15 +159,15 @@ def test_axes_and_sizes_as_attributes() -> None:
     make = onnx.helper.make_node
     nodes = [
         make("Unsqueeze", ["x"], ["more"], axes=[0, 3]),
-        make("Squeeze", ["more"], ["same"], axes=[-1]),
-        make("Squeeze", ["same"], ["plain"]),
-        make("Split", ["plain"], ["left", "right"], axis=1, split=[1, 2]),
-        make("ReduceSum", ["right"], ["sum"], axes=[1], keepdims=1),
+        make("Squeeze", ["more"], ["same"], axes=[-1]),  # the first axis has one element, too
+        make("Split", ["same"], ["left", "right"], axis=2, split=[1, 2]),
+        make("ReduceSum", ["right"], ["sum"], axes=[2], keepdims=1),
         make("Sub", ["left", "sum"], ["y"]),
     ]
     inputs = {"x": np.arange(12.0, dtype="float32").reshape(4, 3)}
-    model = graph_of(nodes, inputs, 2, 11)
+    model = graph_of(nodes, inputs, 3, 11)
     (expected,) = onnxruntime_run(model, inputs)
+    assert expected.shape == (1, 4, 1)
     assert run_model(model, inputs)[0].tolist() == expected.tolist()
 
 

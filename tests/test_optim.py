@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import pickle
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from targets import HostArray, Target, need
+from targets import HostArray, Target, make_target, need
 
 from rnn_xp import optim
 
@@ -253,6 +254,72 @@ def test_arrays_without_axes(target: Target, name: str) -> None:
         assert float(target.check(lone["a"], (), dtype)) == pytest.approx(float(expected), rel=1e-5)
         for value in (lone["a"], average["mean"]["a"], *(states[1][s]["a"] for s in opt._slots())):
             assert target.backend != "numpy" or type(value) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("other", "error"),
+    [
+        (np.ones((2, 3)), ValueError),
+        (np.ones((1, 3)), ValueError),
+        (np.ones(3, "float32"), TypeError),
+        ([1.0, 2.0, 3.0], TypeError),
+    ],
+)
+def test_an_average_of_other_arrays(other: Any, error: type[Exception]) -> None:
+    state = optim.Average().init({"a": np.zeros(3)})
+    with pytest.raises(error):
+        optim.Average().update(state, {"a": other})
+
+
+SCHEDULES = (
+    0.1,
+    optim.constant(0.1),
+    optim.warmup_cosine(0.1, 9, 3, 0.01),
+    optim.warmup_cosine(0.1, 4),
+    optim.step_decay(0.1, 2),
+)
+
+
+@pytest.mark.parametrize("rate", SCHEDULES, ids=str)
+def test_under_jit(rate: Any) -> None:
+    """The step is traced there, like all of the state."""
+    target = make_target("jax")
+    jax = importlib.import_module("jax")
+    opt, mean = optim.Adam(rate), optim.Average(0.3)
+    update, average = jax.jit(opt.update), jax.jit(mean.update)
+    params = traced = target.tree(numbers(0))
+    state, traced_state = opt.init(params), opt.init(traced)
+    kept, traced_kept = mean.init(params), mean.init(traced)
+    for step in range(6):
+        grads = target.tree(numbers(step + 1))
+        params, state = opt.update(grads, state, params)
+        traced, traced_state = update(grads, traced_state, traced)
+        kept, traced_kept = mean.update(kept, params), average(traced_kept, traced)
+    for name, value in numbers(0).items():
+        for found, expected in (
+            (traced[name], params[name]),
+            (traced_kept["mean"][name], kept["mean"][name]),
+        ):
+            found = target.check(found, value.shape, "float64")
+            np.testing.assert_allclose(found, target.to_numpy(expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_autograd_records_no_update(name: str) -> None:
+    """As PyTorch's own optimizers: else every step's graph would stay."""
+    need("torch")
+    import torch
+
+    opt, mean = OPTIMIZERS[name][0], optim.Average()
+    params = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in numbers(0).items()}
+    grads = {k: (value * 2.0).detach().requires_grad_() * 3.0 for k, value in params.items()}
+    state, average = opt.init(params), mean.init(params)
+    grads, norm = optim.clip_by_global_norm(grads, 0.1)
+    params, state = opt.update(grads, state, params)
+    average = mean.update(average, params)
+    slots = [value for slot in opt._slots() for value in state[slot].values()]
+    for tensor in (norm, *grads.values(), *params.values(), *average["mean"].values(), *slots):
+        assert not tensor.requires_grad
 
 
 def test_an_average_is_its_own() -> None:

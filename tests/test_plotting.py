@@ -49,6 +49,20 @@ def test_loss_draws_every_log() -> None:
     assert axes.get_title() == "Loss during training"
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_that_matplotlib_would_leave_out() -> None:
+    curve = plotting.Curve("_run", [1, 2], [2.0, 1.0], [2.0, 1.5])
+    texts = [text.get_text().strip() for text in legend_of(plotting.loss([curve], step="step"))]
+    assert texts == ["_run: training", "_run: validation, lowest 1.5"]
+    panels = {"text": {"_m.st": [1.0, 1.0], "n.st": [1.0, 1.0]}}
+    texts = [text.get_text().strip() for text in legend_of(plotting.gradient(panels))]
+    assert texts == ["_m.st", "n.st"]
+
+
+def legend_of(figure: plotting.Figure) -> Any:
+    return figure.axes[0].get_legend().get_texts()
+
+
 def test_forecast_draws_lines_and_intervals() -> None:
     time = np.asarray([1.0, 2.0, 3.0, 4.0])
     actual, predicted = [5.0, 6.0, NAN, NAN], [NAN, NAN, 7.0, 8.0]

@@ -104,6 +104,18 @@ def test_the_gradient_is_an_array_of_its_own(layer: Pool) -> None:
     dx += 1.0
 
 
+def test_a_cache_serves_one_backward_call() -> None:
+    layer = Pool()
+    y, cache = layer.forward({}, X)
+    with pytest.raises(ValueError, match="dy must have shape"):
+        layer.backward({}, cache, y[:1])
+    layer.backward({}, cache, y)
+    with pytest.raises(ValueError, match="used by a backward call before"):
+        layer.backward({}, cache, y)
+    with pytest.raises(ValueError, match="cache is not from the forward call of Pool"):
+        Pool("last").backward({}, cache, y)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="kind must be one of mean, last, got 'max'"):
         Pool("max")

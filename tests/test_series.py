@@ -329,6 +329,27 @@ def test_series_of_a_table() -> None:
     assert series_of(dated, "a", time="d").times == ("2001-12-22", "2001-12-29")
 
 
+@pytest.mark.parametrize(
+    ("times", "wrong"),
+    [
+        (("2001-01-03", "2001-01-02", "2001-01-01"), "2001-01-02 stands after 2001-01-03"),
+        (("2001-01-01", "2001-01-02", "2001-01-02"), "2001-01-02 stands after 2001-01-02"),
+        (("2001-11", "2001-12", "2001-10"), "2001-10 stands after 2001-12"),
+        (("2001-01-01T09:00", "2001-01-01T08:00", "2001-01-02"), "T08:00 stands after 2001-01-01T"),
+        (("9", "10", "1"), "1 stands after 10"),
+    ],
+)
+def test_times_rise(times: tuple[str, ...], wrong: str) -> None:
+    rows = list(zip(times, ("1", "3", "2"), strict=True))
+    with pytest.raises(SeriesError, match=f"times in the column 'when' must rise .*{wrong}"):
+        series_of(table("when,a\n" + "".join(f"{t},{v}\n" for t, v in rows)), "a", time="when")
+    rising = [f"{t},{v}\n" for t, v in sorted(rows, key=lambda row: (len(row[0]) - 10, row[0]))]
+    if len(set(times)) == 3 and "T" not in times[0]:
+        series_of(table("when,a\n" + "".join(rising)), "a", time="when")
+    # What is neither time nor number is a label, in any order.
+    assert series_of(table("when,a\nc,1\na,2\nb,3\n"), "a").times == ("c", "a", "b")
+
+
 def test_errors_of_a_table() -> None:
     with pytest.raises(TableError, match=r"t.csv, line 3: the column 'a' has 'x', expected"):
         series_of(table("a\n1\nx\n"), "a")

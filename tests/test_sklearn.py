@@ -286,6 +286,9 @@ def test_japanese_vowels_in_a_grid_search(estimators: Any) -> None:
         ({"learning_rate": 0.0}, "learning_rate must be a number above 0, got 0.0"),
         ({"clip": -1.0}, "clip must be a number above 0, got -1.0"),
         ({"weight_decay": -0.1}, "weight_decay must be a number from 0, got -0.1"),
+        ({"learning_rate": "a"}, "learning_rate must be a number, got 'a'"),
+        ({"clip": None}, "clip must be a number, got None"),
+        ({"weight_decay": None}, "weight_decay must be a number, got None"),
         ({"random_state": "x"}, "'x' cannot be used to seed"),
         ({"dtype": "int7"}, "dtype int7 does not exist"),
         ({"backend": "abacus"}, "unknown backend 'abacus'"),
@@ -295,6 +298,31 @@ def test_parameters_out_of_range(estimators: Any, options: dict[str, Any], messa
     x, labels, _ = waves(4)
     with pytest.raises((ValueError, TypeError, BackendError), match=message):
         estimators.RNNClassifier(**SMALL | options).fit(x, labels)
+
+
+def test_what_diverges_late(estimators: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parameters from before are kept, and a warning says so."""
+    x, _, targets = waves(8)
+    calls = []
+
+    def finite(params: Any) -> bool:
+        calls.append(params)
+        return len(calls) < 3
+
+    monkeypatch.setattr("rnn_xp.fitting.are_finite", finite)
+    from sklearn.exceptions import ConvergenceWarning
+
+    with pytest.warns(ConvergenceWarning, match="not finite after epoch 2, whose parameters"):
+        estimator = estimators.RNNRegressor(**SMALL).fit(x, targets)
+    assert len(estimator.loss_curve_) == 3
+    for name, value in calls[1].items():
+        np.testing.assert_array_equal(estimator.params_[name], value)
+
+
+def test_sequences_that_are_not_real(estimators: Any) -> None:
+    x, labels, _ = waves(4)
+    with pytest.raises(ValueError, match="sequences of X must be real"):
+        estimators.RNNClassifier(**SMALL).fit([value + 1j for value in x], labels)
 
 
 def test_sequences_that_cannot_be_used(estimators: Any) -> None:

@@ -30,6 +30,10 @@ def test_delimiters_and_line_ends(delimiter: str) -> None:
         assert table.numbers("b").tolist() == [2.0, 4.0]
 
 
+def test_the_delimiter_is_that_of_the_first_line_with_something() -> None:
+    assert parse_table("\n\na;b\n1;2\n", "t.csv").text("b") == ("2",)
+
+
 def test_a_semicolon_table_may_have_a_comma_in_a_field() -> None:
     assert parse("a;b;c\n1,5;2;3\n").text("a") == ("1,5",)
 

@@ -158,6 +158,15 @@ def test_not_enough_text() -> None:
         Trainer(small_model(), NUMPY, "float32", CODES[:64], CODES[64:90], SMALL)
     with pytest.raises(TextError, match="validate"):
         Trainer(small_model(), NUMPY, "float32", CODES[:65], CODES[65:66], SMALL)
+    for name, value, message in (
+        ("max_steps", 0, "max_steps must be an integer >= 1, got 0"),
+        ("batch_size", 0, "batch_size must be an integer >= 1, got 0"),
+        ("time_steps", -1, "time_steps must be an integer >= 1, got -1"),
+        ("passes", 1e300, r"passes must be less than 2\*\*53 steps, got 1e\+300"),
+    ):
+        wrong = replace(SMALL, **{name: value})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=message):
+            Trainer(small_model(), NUMPY, "float32", CODES, CODES, wrong)
 
 
 def test_vocabulary() -> None:
@@ -191,3 +200,8 @@ def test_sampling_options() -> None:
     assert set(write(300, top_k=2)) == set(VOCABULARY.characters[-2:])
     assert write(50, seed=1) == write(50, seed=1) != write(50, seed=2)
     assert write(0) == ""
+    with pytest.raises(ValueError, match="temperature must be a number >= 0, got -1"):
+        write(1, temperature=-1)
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"top_k must be an integer >= 1, got {k}"):
+            write(1, top_k=k)

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import IO, Any
 
 from rnn_xp.backend import Backend, select
+from rnn_xp.captioner import Captioner
 from rnn_xp.checkpoint import Checkpoint, CheckpointError, load
 from rnn_xp.errors import named_line
 from rnn_xp.files import other_than_file
@@ -54,10 +55,9 @@ def check_output(
         raise ValueError(f"{given} is {found}, expected a file to write")
     for other, value in vars(options).items():
         for each in value if isinstance(value, list) else (value,):
-            named = (
-                Path(each) if other == "file" and each else each
-            )  # may be a name of built-in data
-            if other != name and isinstance(named, Path) and _same(path, named):
+            # FILE may be the name of built-in data, too.
+            known = isinstance(each, Path) or (other == "file" and each and Path(each).exists())
+            if other != name and known and _same(path, Path(each)):
                 raise ValueError(f"{given} is also {_shown(other)}: give each a file of its own")
     if path.exists() and not (force or options.force):
         raise ValueError(
@@ -73,6 +73,8 @@ def check_output(
 def check_log(options: argparse.Namespace) -> None:
     """Raise if `--log` cannot be appended to: it is a log, or is not there yet."""
     path: Path | None = options.log
+    if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
+        return  # a pipe, say
     check_output(options, "log", force=True)
     if path is None or not path.exists() or not path.stat().st_size:
         return
@@ -81,7 +83,7 @@ def check_log(options: argparse.Namespace) -> None:
         last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
     try:
         is_log = "train_loss" in json.loads(last)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         is_log = False
     if not is_log:
         raise ValueError(f"--log {path} is there, and its last line is no line of a log")
@@ -118,6 +120,9 @@ def say(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         to_nobody()
+    except OSError as error:
+        print(f"rnn-xp: the output: {error.strerror}: nothing more is printed", file=sys.stderr)
+        to_nobody()
 
 
 def to_nobody() -> None:
@@ -128,7 +133,8 @@ def to_nobody() -> None:
 
 def check_outputs(path: Path, model: Any, count: int, what: str) -> None:
     """Raise if a model does not tell so many things apart as its description has."""
-    outputs = next((size for (size, *_) in reversed(model.shapes.values())), 0)
+    chain = model.text if isinstance(model, Captioner) else model
+    outputs = getattr(chain.layers[-1][1], "output_size", count)
     if outputs != count:
         raise CheckpointError(f"{path} has {count} {what}, but its model has {outputs} outputs")
 
@@ -166,7 +172,14 @@ def log_file(path: Path | None) -> Iterator[Log]:
     if path is None:
         yield Log(None, None)
         return
+    whole = True
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            whole = file.read() == b"\n"
     with open(path, "ab", buffering=0) as file:
+        if not whole:
+            file.write(b"\n")
         yield Log(path, file)
 
 
@@ -182,7 +195,14 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{path} has a damaged description: {named_line(error)}") from error
 
 

@@ -79,11 +79,11 @@ def _number(where: str, report: dict[str, Any], name: str) -> float:
     if name not in report:
         raise LogError(f"{where} has no {name}")
     value = report[name]
-    if value is None and name == "validation_loss":
+    if value is None and name in ("train_loss", "validation_loss"):  # null stands for NaN, too
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LogError(f"{where}: {name} is {value!r}, expected a number")
-    # A training that went astray logs an infinite loss: there is nothing to draw at that step.
+    # Of a loss that is not finite there is nothing to draw at that step.
     return float(value) if math.isfinite(value) else math.nan
 
 

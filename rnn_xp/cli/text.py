@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.backend import Backend, select
+from rnn_xp.backend import Backend, are_finite, select
 from rnn_xp.checkpoint import Checkpoint, CheckpointError, load, save
 from rnn_xp.cli.console import (
     INTERRUPTED,
@@ -182,7 +182,7 @@ def _train_text(options: argparse.Namespace) -> int:
             settings, split = Settings(**values["settings"]), int(values["split"])
             dtype = str(values["dtype"])
             backend.dtype(dtype)
-        _check_kept(options, resumed, settings)
+        _check_kept(options, resumed, settings, unit=vocabulary.unit, part=1.0 - split / len(text))
     codes, unit = vocabulary.encode(text), vocabulary.unit
     trainer = Trainer(model, backend, dtype, codes[:split], codes[split:], settings, unit)
     progress = trainer.start()
@@ -238,10 +238,10 @@ def _train_text(options: argparse.Namespace) -> int:
             on_report=on_report,
             stop=lambda: bool(asked),
         )
-        if outcome == "diverged" and not progress.best_step:
+        if not progress.best_step and not are_finite(progress.shown):
             raise ValueError(
-                f"the training diverged, its validation loss after step {progress.step} is not "
-                f"finite: nothing is saved; lower --learning-rate"
+                f"the training diverged before its first evaluation, its numbers after step "
+                f"{progress.step} are not finite: nothing is saved; lower --learning-rate"
             )
         write(finished=outcome != "stopped")
     if outcome == "stopped":
@@ -286,8 +286,13 @@ def _resumable(options: argparse.Namespace) -> Checkpoint:
     return checkpoint
 
 
-def _check_kept(options: argparse.Namespace, resumed: Checkpoint, settings: Settings) -> None:
-    """Raise if an option asks for something else than what the training was begun with."""
+def _check_kept(
+    options: argparse.Namespace, resumed: Checkpoint, settings: Settings, *, unit: str, part: float
+) -> None:
+    """Raise if an option asks for something else than what the training was begun with.
+
+    One with its default is taken for not given.
+    """
     (_, layer), *_ = [each for each in resumed.model.layers if isinstance(each[1], Recurrent)]
     sizes = {
         "cell": type(layer).__name__.lower(),
@@ -296,6 +301,8 @@ def _check_kept(options: argparse.Namespace, resumed: Checkpoint, settings: Sett
         "layers": layer.num_layers,
         "dropout": layer.dropout,
         "dtype": resumed.training["dtype"],
+        "bytes": unit == "byte",
+        "validation": options.validation if _near(part, options.validation) else round(part, 6),
     }
     for name, kept in {**asdict(settings), **sizes}.items():
         asked = getattr(options, name)
@@ -304,6 +311,10 @@ def _check_kept(options: argparse.Namespace, resumed: Checkpoint, settings: Sett
                 f"--{name.replace('_', '-')} {asked} does not go with --resume: {options.out} was "
                 f"begun with {kept}"
             )
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) < 1e-3
 
 
 def _same_text(options: argparse.Namespace, resumed: Checkpoint, unit: str) -> Text:

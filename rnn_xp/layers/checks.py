@@ -15,6 +15,7 @@ from rnn_xp.backend import (
     dtype_name,
     is_floating,
     is_traced,
+    same_device,
     to_numpy,
 )
 
@@ -120,9 +121,10 @@ def check_same_kind(name: str, array: Array, like: Array) -> None:
         raise TypeError(
             f"{name} has dtype {found}, the parameters have {expected}: cast one of them"
         )
-    device, expected = device_of(array), device_of(like)
-    if device != expected and None not in (device, expected):  # None: traced by JAX
-        raise ValueError(f"{name} is on the device {device}, the parameters on {expected}")
+    if not same_device(array, like):
+        raise ValueError(
+            f"{name} is on the device {device_of(array)}, the parameters on {device_of(like)}"
+        )
 
 
 def on_host(lengths: Sequence[int] | Array | None) -> Sequence[int] | Array | None:

@@ -13,11 +13,13 @@ from rnn_xp.backend import (
     Array,
     Namespace,
     array_namespace,
+    copy_of,
     device_of,
     dtype_name,
     is_floating,
     on_its_device,
     operations,
+    same_device,
     select,
     sum_of_rows,
 )
@@ -157,9 +159,10 @@ class Embedding:
         drawn = generator(seed).standard_normal(self.shapes["weight"])
         return {"weight": chosen.asarray(drawn, dtype)}
 
+    @on_its_device
     def __call__(self, params: Params, x: Array) -> Array:
         """Return the vectors (..., size) of the integers x (...)."""
-        return self.forward(params, x)[0]
+        return self._vectors(params, x)[0]
 
     @on_its_device
     def forward(self, params: Params, x: Array) -> tuple[Array, Cache]:
@@ -173,14 +176,20 @@ class Embedding:
             On NumPy, if an integer is not in 0..V-1. Elsewhere that would cost a wait for the
             device, and the result is what the library's `take` makes of it.
         """
+        vectors, flat = self._vectors(params, x)
+        # A copy: the caller may change his before the backward run.
+        flat = copy_of(array_namespace(x=flat), flat)
+        return vectors, Cache(self, flat, tuple(x.shape), params["weight"])
+
+    def _vectors(self, params: Params, x: Array) -> tuple[Array, Array]:
+        """Return the vectors, and the integers as one row."""
         xp = self.check(params, x)
         weight, shape = params["weight"], tuple(x.shape)
         flat = xp.reshape(x, (-1,))
         if dtype_name(x.dtype) in ("int8", "int16", "uint8", "uint16"):  # too small for torch
             flat = xp.astype(flat, xp.int32)
         vectors = xp.reshape(xp.take(weight, flat, axis=0), (*shape, self.embedding_size))
-        # A copy: the caller may change his before the backward run.
-        return vectors, Cache(self, xp.asarray(flat, copy=True), shape, weight)
+        return vectors, flat
 
     def check(self, params: Params, x: Array) -> Namespace:
         """Raise unless `forward` can take these; return their namespace."""
@@ -189,7 +198,7 @@ class Embedding:
         weight = params["weight"]
         if is_floating(x) or not xp.isdtype(x.dtype, "integral"):
             raise TypeError(f"x must be integers, got {dtype_name(x.dtype)}")
-        if device_of(x) != device_of(weight):
+        if not same_device(x, weight):
             raise ValueError(f"x is on the device {device_of(x)}, weight on {device_of(weight)}")
         if isinstance(x, np.ndarray) and x.size and not 0 <= x.min() <= x.max() < len(weight):
             raise ValueError(

@@ -22,6 +22,7 @@ from rnn_xp.backend import (
     Namespace,
     Operations,
     array_namespace,
+    copy_of,
     on_its_device,
     operations,
     select,
@@ -202,7 +203,7 @@ class Recurrent:
         above all: `layer(prepared, x, state)`. Later changes of `params` have no effect on it.
         """
         xp = check_params(self, params)
-        copies = {name: xp.asarray(a, copy=True) for name, a in params.items()}
+        copies = {name: copy_of(xp, a) for name, a in params.items()}
         made = self._fold(copies, xp)
         return made._replace(at_once=at_once(made.engine, self.cell, made.levels, made.like))
 

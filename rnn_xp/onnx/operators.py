@@ -145,7 +145,9 @@ def _transpose(b: Backend, a: Attributes, x: Array) -> Array:
 
 
 def _unsqueeze(b: Backend, a: Attributes, x: Array, axes: Array | None = None) -> Array:
-    wanted = _given(a, "axes", axes) or []
+    wanted = _given(a, "axes", axes)
+    if wanted is None:
+        raise ValueError("Unsqueeze needs axes")
     for axis in sorted(axis % (x.ndim + len(wanted)) for axis in wanted):
         x = b.xp.expand_dims(x, axis=axis)
     return x

@@ -17,6 +17,7 @@ import numpy as np
 from rnn_xp import losses
 from rnn_xp.backend import Array, Backend, array_namespace, to_numpy
 from rnn_xp.layers import LSTM, Recurrent
+from rnn_xp.layers.checks import check_count
 from rnn_xp.models import Chain, Params, recurrent_layer
 from rnn_xp.random import generator, spawn
 from rnn_xp.tasks.inspection import find_place, part_of, places, split
@@ -80,8 +81,11 @@ def gradient_norms(
 
 def _norm(parts: tuple[Array, ...]) -> float:
     """Return the norm over levels and units of all parts (L, B, H), as the mean over the batch."""
-    total: Any = sum((to_numpy(part).astype(np.float64) ** 2).sum(axis=(0, 2)) for part in parts)
-    return float(np.sqrt(total).mean())
+    rows = [np.moveaxis(to_numpy(part).astype(np.float64), 1, 0) for part in parts]
+    joined = np.concatenate([part.reshape(len(part), -1) for part in rows], axis=1)
+    top = np.abs(joined).max(axis=1, keepdims=True)  # a square may leave the range
+    joined /= np.where(top > 0.0, top, 1.0)
+    return float((top[:, 0] * np.sqrt((joined * joined).sum(axis=1))).mean())
 
 
 def new_network_norms(
@@ -119,6 +123,7 @@ def new_network_norms(
     -------
     (T + 1,)
     """
+    check_count("time_steps", time_steps)
     layer = recurrent_layer(cell)(hidden_size, hidden_size)
     options = {"forget_bias": forget_bias} if isinstance(layer, LSTM) else {}
     params = layer.init(

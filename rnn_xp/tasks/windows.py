@@ -7,8 +7,10 @@ other than the values to be forecast themselves.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from rnn_xp.table import Table, as_number
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
+_MONTH = re.compile(r"\d{4}-\d{2}")
 MISSING = ("linear", "last", "mask")
 """What stands for a missing value: the line between its neighbours; the last value before it; the
 last value, and one more channel a column with 1 where a value is there and 0 where it is not."""
@@ -82,8 +85,8 @@ def series_of(
     TableError
         If a column is missing or has text in place of a number.
     SeriesError
-        If a column is named twice, has no value at all or always the same one, or no row has a
-        value in every column.
+        If a column is named twice, has no value at all or always the same one, no row has a value
+        in every column, or the times do not rise.
     """
     names = (column, *exog)
     for name in names:
@@ -118,8 +121,24 @@ def _times(table: Table, used: Sequence[str], time: str | None) -> tuple[str, ..
             return tuple(str(k) for k in range(len(table)))
         time = labels[0]
     fields = table.text(time)
+    _check_rising(table.source, time, fields)
     dates = [_date(field) for field in fields]
     return fields if None in dates else tuple(str(date) for date in dates)
+
+
+def _check_rising(source: str, column: str, fields: Sequence[str]) -> None:
+    """Raise where times that can be compared do not rise: numbers, months, dates, with a time."""
+    for read in (as_number, _moment):
+        found = [read(field) for field in fields]
+        if None in found:
+            continue
+        for k, (one, other) in enumerate(pairwise(found)):
+            if not one < other:  # type: ignore[operator]
+                raise SeriesError(
+                    f"{source}: the times in the column {column!r} must rise from row to row, but "
+                    f"{fields[k + 1]} stands after {fields[k]}"
+                )
+        return
 
 
 def times_after(times: Sequence[str], count: int) -> tuple[str, ...]:
@@ -153,6 +172,15 @@ def _date(text: str) -> datetime.date | None:
         return datetime.date.fromisoformat(text)
     except ValueError:
         return None
+
+
+def _moment(text: str) -> datetime.datetime | None:
+    """Return the time of an ISO label, such as 2001-12, 2001-12-29 or 2001-12-29T16:30."""
+    try:
+        found = datetime.datetime.fromisoformat(f"{text}-01" if _MONTH.fullmatch(text) else text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
 
 
 def _number(text: str) -> float:
