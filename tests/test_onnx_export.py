@@ -313,3 +313,15 @@ def test_wrong_parameters_and_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bias_hh_l0 missing"):
         export(model, params, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_no_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_module("onnx")
+    layer = GRU(3, 4)
+    params, size = layer.init(0), 4 * (12 * 3 + 12 * 4 + 12 + 12)
+    monkeypatch.setattr("rnn_xp.onnx.exporting._LARGEST", size)
+    export(layer, params, tmp_path / "m.onnx")
+    monkeypatch.setattr("rnn_xp.onnx.exporting._LARGEST", size - 1)
+    with pytest.raises(OnnxError, match=f"params have {size} bytes, and an ONNX file holds less"):
+        export(layer, params, tmp_path / "n.onnx")
+    assert not (tmp_path / "n.onnx").exists()

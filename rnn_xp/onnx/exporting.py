@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from rnn_xp.onnx.nodes import Proto
 from rnn_xp.onnx.recurrent import PEEPHOLES, TO_ONNX, reorder
 
 Weights = Mapping[str, HostArray]
+_LARGEST = 2**31 - 2**20
+"""Bytes of parameters: a message of protobuf has less than 2 GiB, and the graph takes some."""
 
 
 def export(
@@ -60,7 +63,8 @@ def export(
     Raises
     ------
     OnnxError
-        If ONNX cannot express the model: an LSTM with a projection, or another dtype.
+        If ONNX cannot express the model: an LSTM with a projection, or another dtype; or if the
+        parameters have 2 GiB or more.
     ValueError
         If the parameters do not fit the model.
     OSError
@@ -75,6 +79,11 @@ def export(
     dtype = dtype_name(next(iter(params.values())).dtype)
     if dtype not in ("float16", "float32", "float64"):
         raise OnnxError(f"params must be float16, float32 or float64 for ONNX, got {dtype}")
+    size = np.dtype(dtype).itemsize * sum(map(math.prod, model.shapes.values()))
+    if size > _LARGEST:
+        raise OnnxError(
+            f"params have {size:,} bytes, and an ONNX file holds less than {_LARGEST:,}"
+        )
     writer = _Writer(dtype, lengths=lengths, states=states)
     layers = model.layers if isinstance(model, Chain) else (("", model),)
     x = writer.start(next(layer for _, layer in layers if layer.shapes))
