@@ -228,7 +228,7 @@ def test_an_error_names_file_node_and_attribute(tmp_path: Path) -> None:
         ("Reshape", ["x", "x"], {"allow": 1}, "Unrecognized attribute: allow for operator Reshape"),
         ("Magic", ["x"], {}, "is not a valid ONNX model: No Op registered for Magic"),
         ("Inverse", ["x"], {"domain": "com.microsoft"}, "com.microsoft.Inverse is not supported"),
-        ("Split", ["x"], {}, "Split without the input split is not supported"),
+        ("Split", ["x"], {}, "Split without the sizes of its parts is not supported"),
     ],
 )
 def test_what_is_not_supported_is_named(
