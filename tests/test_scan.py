@@ -393,10 +393,45 @@ print("agree")
 """
 
 
-def test_with_the_settings_of_jax(target: Target) -> None:
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from rnn_xp import LSTM
+
+mesh, each, shared = Mesh(np.array(jax.devices()), ("d",)), P(None, "d"), P()
+assert mesh.size == 2
+layer = LSTM(3, 4, 2)
+params, x = layer.init(0), np.random.default_rng(0).standard_normal((5, 4, 3), dtype="float32")
+
+def step(params, x):
+    y, _, cache = layer.forward(params, x)
+    gradients, dx, _ = layer.backward(params, cache, 2 * y)
+    return jax.lax.psum(gradients, "d"), dx
+
+found = jax.jit(
+    jax.shard_map(step, mesh=mesh, in_specs=(shared, each), out_specs=(shared, each))
+)(params, x)
+y, _, cache = layer.forward(params, x)
+expected = layer.backward(params, cache, 2 * y)[:2]
+for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+print("agree")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "flags"),
+    [(USER, ""), (SHARDED, "--xla_force_host_platform_device_count=2")],
+    ids=["one device", "sequences shared out to two"],
+)
+def test_with_the_settings_of_jax(target: Target, code: str, flags: str) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
     run = subprocess.run(
-        [sys.executable, "-c", USER], capture_output=True, text=True, env=env, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=env | {"XLA_FLAGS": flags},
+        check=False,
     )
     assert (run.returncode, run.stdout) == (0, "agree\n"), run.stderr
 

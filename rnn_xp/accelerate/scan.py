@@ -79,9 +79,12 @@ def run_backward(
 
 
 def _full(cell: Cell, state: Sequence[Array | None], like: Array) -> tuple[Array, ...]:
-    """Return a state with zeros for None, so that both are one compiled function."""
+    """Return a state with zeros for None, so that both are one compiled function.
+
+    Under `jax.shard_map` they are the devices' own, as `like` is.
+    """
     return tuple(
-        jax.numpy.zeros((like.shape[1], size), dtype=like.dtype) if part is None else part
+        jax.lax.full_like(like, 0, shape=(like.shape[1], size)) if part is None else part
         for size, part in zip(cell.state_sizes, state, strict=True)
     )
 
