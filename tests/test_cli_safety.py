@@ -23,6 +23,7 @@ from rnn_xp import GRU, Chain, Embedding
 from rnn_xp.checkpoint import load, save
 from rnn_xp.cli.console import Log
 
+FOR_EVER = ("--passes", "9999", "--patience", "999999")
 SERIES = "\n".join(f"{k},{np.sin(k / 3):.4f}" for k in range(120))
 FITTED = "--hidden-size 2 --epochs 2 --batch-size 64 --backend numpy".split()  # noqa: SIM905
 
@@ -48,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         code, out, err = called(folder, "train", *arguments.split())
         assert (code, err) == (0, ""), (arguments, out)
     process = subprocess.Popen(
-        command("train", "text", "book.txt", *SMALL, "--passes", "9999", "--out", "i.st"),
+        command("train", "text", "book.txt", *SMALL, *FOR_EVER, "--out", "i.st"),
         cwd=folder,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -111,7 +112,7 @@ def test_a_log_goes_on(folder: Path) -> None:
 
 def test_an_interrupted_training_that_diverged_saves_nothing(folder: Path) -> None:
     before = (folder / "t.st").read_bytes()
-    arguments = [*SMALL, "--out", "t.st", "--force", "--passes", "9999"]
+    arguments = [*SMALL, *FOR_EVER, "--out", "t.st", "--force"]
     arguments += ["--learning-rate", "1e300", "--eval-every", "1000000"]
     process = subprocess.Popen(
         command("train", "text", "book.txt", *arguments),
@@ -122,7 +123,7 @@ def test_an_interrupted_training_that_diverged_saves_nothing(folder: Path) -> No
     )
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(1.0)
+    time.sleep(3.0)  # some steps
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
