@@ -427,6 +427,7 @@ def test_an_interrupted_training_that_is_whole_goes_on(folder: Path) -> None:
     )
     assert process.stdout is not None
     assert "going on after step" in process.stdout.readline() + process.stdout.readline()
+    assert process.stdout.readline().startswith("step ")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
