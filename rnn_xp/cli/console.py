@@ -193,8 +193,6 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError:
-        raise
     except (
         LookupError,
         TypeError,

@@ -293,6 +293,7 @@ def _check_kept(
 
     One with its default is taken for not given.
     """
+    same_part = math.isclose(part, options.validation, rel_tol=0.0, abs_tol=1e-3)
     (_, layer), *_ = [each for each in resumed.model.layers if isinstance(each[1], Recurrent)]
     sizes = {
         "cell": type(layer).__name__.lower(),
@@ -302,7 +303,7 @@ def _check_kept(
         "dropout": layer.dropout,
         "dtype": resumed.training["dtype"],
         "bytes": unit == "byte",
-        "validation": options.validation if _near(part, options.validation) else round(part, 6),
+        "validation": options.validation if same_part else round(part, 6),
     }
     for name, kept in {**asdict(settings), **sizes}.items():
         asked = getattr(options, name)
@@ -311,10 +312,6 @@ def _check_kept(
                 f"--{name.replace('_', '-')} {asked} does not go with --resume: {options.out} was "
                 f"begun with {kept}"
             )
-
-
-def _near(one: float, other: float) -> bool:
-    return abs(one - other) < 1e-3
 
 
 def _same_text(options: argparse.Namespace, resumed: Checkpoint, unit: str) -> Text:
