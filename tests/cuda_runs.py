@@ -99,7 +99,7 @@ def shared_of(found: Plan, bits: int, multiplied: list[tuple[int, int]]) -> int:
     both = zip(multiplied, found.layouts, strict=True)
     sums = 4 * max(rows * found.units * laid.parts for (rows, _), laid in both)
     own, biases = 2 * found.units * found.share, 2 * found.units * sum(n for n, _ in multiplied)
-    return spare + found.tile * (row + sums) + 4 * (own + biases)
+    return spare + 16 * -(-(biases + own) // 4) + found.tile * (row + sums)
 
 
 def errors(

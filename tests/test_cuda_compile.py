@@ -108,10 +108,6 @@ CASES = [
         for n, cell in enumerate(RUN_HERE)
     ),
 ]
-MOST_SPILLED = 96
-"""Bytes of a thread: what seldom changes, beside 64 registers of weights."""
-MOST_SPILLED_IN_LARGE = 200
-"""The same in float32 above 1024 units, where some weights are in shared memory."""
 
 
 def test_each_cell_is_compiled_on_each_architecture_and_in_each_dtype() -> None:
@@ -132,7 +128,6 @@ def test_kernels_of_all_steps_fit_into_the_registers(
     both = plans(work, hidden, 16, limits)
     assert both is not None
     assert hidden == MIDDLE or plans(work, hidden + 16, 16, limits) is None
-    large = dtype == "float32" and hidden > 1024
     wrong: list[str] = []
     for part, plan in zip(persistent.PARTS, both, strict=True):
         assert plan.shared <= limits.shared
@@ -140,19 +135,16 @@ def test_kernels_of_all_steps_fit_into_the_registers(
         given = persistent.options(dtype, hidden, plan.units, plan.layouts)
         log = compiler.log(persistent.source(name), *options, *given)
         assert re.findall(r"Compiling entry function '(\w+)'", log) == [name]
-        most = MOST_SPILLED_IN_LARGE if large else MOST_SPILLED
-        wrong += [f"{name}: {each}" for each in complaints(log, most)]
+        wrong += [f"{name}: {each}" for each in complaints(log)]
     assert not wrong
 
 
-def complaints(log: str, most_spilled: int) -> Iterator[str]:
+def complaints(log: str) -> Iterator[str]:
     """Yield what a block of so many threads cannot have, and what the compiler warns of."""
     (registers,) = map(int, re.findall(r"Used (\d+) registers", log))
     if registers * THREADS > 65536:
         yield f"{registers} registers"
-    spilled = max(map(int, re.findall(r"(\d+) bytes spill stores", log)))
-    if spilled > most_spilled:
-        yield f"{spilled} bytes spilled"
+    yield from re.findall(r"[1-9]\d* bytes (?:stack frame|spill \w+)", log)
     yield from re.findall(r"\d+ bytes smem", log)  # all of it is dynamic
     yield from re.findall(r"warning #.*|ptxas warning.*", log)
 

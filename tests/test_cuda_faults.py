@@ -37,26 +37,26 @@ FAULTS: dict[str, tuple[str, Fault]] = {
         "rnn_tanh",
         ("weights[(long long)column * HIDDEN + unit]", "weights[column * HIDDEN + unit / 2]"),
     ),
-    "the states of another tile": ("lstm", ("from = (sequence + begin) *", "from = sequence *")),
-    "the states of another group": ("lstm", ("from = (sequence + begin) *", "from = begin *")),
+    "the states of another tile": ("lstm", ("from = sequence() + begin", "from = sequence()")),
+    "the states of another group": ("lstm", ("from = sequence() + begin", "from = begin")),
     "the gradient that passes by forgotten": (
         "gru",
-        ("own.own[at.slot] = whole;", "own.own[at.slot] = 0;"),
+        ("own.own(at) = whole;", "own.own(at) = 0;"),
     ),
-    "the second one forgotten": ("gru_reset_before", ("own.own[at.slot] += d.h;", "")),
+    "the second one forgotten": ("gru_reset_before", ("own.own(at) += d.h;", "")),
     "a step that does not count": ("lstm", ("!valid ||", "true ||")),
     "the states after, not before": (
         "rnn_tanh",
-        ("h + row.before * size : nullptr", "h + row.after * size : nullptr"),
+        ("row.before, begin, now", "row.after, begin, now"),
     ),
     "the gradients of this step": (
         "rnn_tanh",
-        ("da_hh + row.last *", "da_hh + (n < steps ? row.t : row.last) *"),
+        ("da_hh, row.last,", "da_hh, n < steps ? row.t : row.last,"),
     ),
-    "c after, not before": ("lstm", ("in.c_before = c[row.before", "in.c_before = c[row.after")),
+    "c after, not before": ("lstm", ("in.c_before = c[before]", "in.c_before = c[after]")),
     "not the candidate's gradient": (
         "gru_reset_before",
-        ("nullptr, da_u + row.t * size", "nullptr, dy + row.t * size"),
+        ("nullptr, da_u, row.t", "nullptr, dy, row.t"),
     ),
     "the candidate's weights beside": (
         "gru_reset_before",
@@ -64,13 +64,13 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     ),
     "the first state forgotten": (
         "lstm",
-        ("own.begin(own.own, h_first);", "own.begin(own.own, nullptr);"),
+        ("own.begin(h_first, c_first);", "own.begin(nullptr, c_first);"),
     ),
-    "c's gradient not handed on": ("lstm", ("own.other[at.slot] = d;", "")),
+    "c's gradient not handed on": ("lstm", ("own.other(at) = d;", "")),
     "a bias forgotten": ("lstm", (" + own.biases[G * UNITS + r]", "")),
     "inputs of another tile": (
         "lstm",
-        ("if (works) got = fetched(at, n)", "if (works) got = fetched(place(mine, 0), n)"),
+        ("if (early) got = fetched(at, n)", "if (early) got = fetched(place(mine, 0), n)"),
     ),
 }
 
@@ -101,7 +101,7 @@ def test_planted_faults_are_caught(fault: str, xp: Any, tmp_path: Path) -> None:
     assert caught(faulty(mistake), name, xp, tmp_path, 0, 1)
 
 
-CHECKED: Fault = ("awaited(got[i], (const V*)from + at, patience)", "got[i]")
+CHECKED: Fault = ("awaited(got[i], next + i * THREADS, patience)", "got[i]")
 
 
 ALL_WATCHED: Fault = ("begin == 0 && now *", "begin == 0 || now *")
@@ -178,7 +178,7 @@ def spreads(library: Library, name: str, dtype: str, xp: Any) -> bool:
     return bool(np.isnan(y[:, [0, 2]]).any() or np.isnan(dx[:, 2]).any())
 
 
-@pytest.mark.parametrize("faults", [(), (("states[k] = 0;", ";"),)])
+@pytest.mark.parametrize("faults", [(), (("of_tile[k] = 0;", ";"),)])
 def test_no_first_state_is_zeros(faults: tuple[Fault, ...], xp: Any, tmp_path: Path) -> None:
     made, case = Library(faulty(*faults), tmp_path, "-O0"), Case("lstm", 2, 3, 5)
     case.state = [None for _ in case.state]
@@ -314,14 +314,11 @@ RACES: dict[str, tuple[Watched, Fault]] = {
     "none after a product of two": (Watched("gru_reset_before"), MULTIPLIED_BEFORE),
     "none after the beginning": (
         Watched(part="backward"),
-        ("own.other, dc_last);\n  __syncthreads();", "own.other, dc_last);"),
+        ("dh_last, dc_last);\n  __syncthreads();", "dh_last, dc_last);"),
     ),
     "read as other memory": (
         Watched(),
-        (
-            "got[i] = fetch((const V*)from + k + i * THREADS)",
-            "got[i] = ((const V*)from)[k + i * THREADS]",
-        ),
+        ("got[i] = fetch(next + i * THREADS)", "got[i] = next[i * THREADS]"),
     ),
     "written as other memory": (
         Watched(part="backward"),
@@ -344,10 +341,10 @@ def test_planted_races_are_caught(race: str, library: Library, xp: Any, tmp_path
 
 
 OVERRUNS: dict[str, tuple[Watched, Fault]] = {
-    "of y": (Watched(), ("store(y + row.t * size", "store(y + (row.t + 1) * size")),
+    "of y": (Watched(), ("store(y + at.in(row.t,", "store(y + at.in(row.t + 1,")),
     "of the shared memory": (
         Watched(),
-        ("biases[gates * UNITS + k]", "biases[gates * UNITS + k + 1]"),
+        ("* ROWS + (row ^ r)] = sum", "* ROWS + (row ^ r) + 1] = sum"),
     ),
     "of the weights": (Watched(), ("unit < HIDDEN ? weights[(row", "true ? weights[(row")),
 }

@@ -154,7 +154,7 @@ def test_every_layout_multiplies(dtype: str, xp: Any, tmp_path: Path) -> None:
 
 PRODUCT_FAULTS: dict[str, tuple[str, Fault]] = {
     "a state left out": ("float32", ("first + s < count)", "first + s < count - 1)")),
-    "another lane's row": ("float32", ("(r ^ kept())", "r")),
+    "another lane's row": ("float32", ("(r ^ kept(lane))", "r")),
     "a lane's sum forgotten": ("float32", ("sum[r] += __shfl", "sum[r] = __shfl")),
     "other columns": (
         "float32",
@@ -163,8 +163,9 @@ PRODUCT_FAULTS: dict[str, tuple[str, Fault]] = {
     "a row left out": ("float32", ("TALL > ALONG ? TALL / ALONG : 1", "1")),
     "beyond registers forgotten": (
         "float32",
-        ("spare[(r * MORE + c - WIDE) * THREADS] = four", "(void)0"),
+        ("spare[k * THREADS] = four", "(void)four"),
     ),
+    "those beyond at others' columns": ("float32", ("ALONG * (WIDE + c)", "ALONG * c")),
     "rows beside": ("float16", ("lane / 4 + i % 2 * 8", "lane / 4 + 1 + i % 2 * 8")),
     "columns swapped": (
         "float16",
@@ -172,7 +173,7 @@ PRODUCT_FAULTS: dict[str, tuple[str, Fault]] = {
     ),
     "a part of the width left out": (
         "float16",
-        ("WIDE + MORE; c++) {\n        if (!Own", "WIDE + MORE - 1; c++) {\n        if (!Own"),
+        ("WIDE + MORE; c++) {\n        if (!All", "WIDE + MORE - 1; c++) {\n        if (!All"),
     ),
     "a part's sums forgotten": ("float16", ("p = 1; p < PARTS", "p = 2; p < PARTS")),
     "sums of one kind forgotten": ("float16", ("k = 1; k < APART", "k = 2; k < APART")),
@@ -296,7 +297,7 @@ def test_the_engine_runs_what_it_chose(library: Library, steps: Fused, xp: Any) 
     ("fault", "said"),
     [
         (SWAPPED, "off by"),
-        (("size + k, value);", "size + k, 0 / (value - value));"), "by nan"),
+        (("row.after, batch), value);", "row.after, batch), 0 / (value - value));"), "by nan"),
         (LEAVES, "Deadlock"),
     ],
 )

@@ -134,10 +134,12 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
 ) -> None:
     monkeypatch.setattr(trial, "passes", lambda *_: True)
 
-    def chosen(name: str, hidden: int, batch: int, dtype: str, limits: Limits) -> Any:
+    def chosen(
+        name: str, hidden: int, batch: int, dtype: str, limits: Limits, steps: int = 100
+    ) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: limits))
         cell, ops = make_cell(name, hidden), InPlace(xp, 0)
-        best: Any = engine.able(cell, np.dtype(dtype), (100, batch), ops)[-1]
+        best: Any = engine.able(cell, np.dtype(dtype), (steps, batch), ops)[-1]
         return best.each
 
     assert isinstance(chosen("lstm", 512, 16, "float32", H100), Persistent)
@@ -157,6 +159,8 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
     assert isinstance(chosen("lstm", 512, 16, "bfloat16", H100), Persistent)
     assert chosen("lstm", 512, 16, "bfloat16", H100._replace(capability=75)) is FUSED
     assert chosen("lstm_peephole", 64, 1, "float32", H100) is recurrence
+    assert isinstance(chosen("lstm", 64, 16, "float32", H100, 2**26 - 1), Persistent)
+    assert chosen("lstm", 64, 16, "float32", H100, 2**26) is FUSED  # too many to count
 
 
 def test_when_two_directions_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:

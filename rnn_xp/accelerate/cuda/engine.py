@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from rnn_xp.accelerate import CORE, Deep, Engine, OneByOne, Places, one_by_one
 from rnn_xp.accelerate.cuda import fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.accelerate.cuda.persistent import KernelError, Persistent
+from rnn_xp.accelerate.cuda.persistent import MOST_STATES, KernelError, Persistent
 from rnn_xp.accelerate.cuda.wave import Wave
 from rnn_xp.backend import Array, Namespace, Operations, device_of
 from rnn_xp.cells.base import Cell, Weights
@@ -150,7 +150,7 @@ class Cuda(Deep):
         if self._fused.takes(cell, dtype):
             found.append(OneByOne(self._fused))
         whole, (steps, batch) = self._persistent, shape
-        if whole is None or not whole.takes(cell, dtype):
+        if whole is None or not whole.takes(cell, dtype) or steps * batch >= MOST_STATES:
             return found
         if (whole.limits(), cell, dtype) in self._failed:
             return found

@@ -80,7 +80,15 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a
 #include "gates.h"
 
 __device__ constexpr int most(int a, int b) { return a > b ? a : b; }
-__device__ __forceinline__ int least(long long a, long long b) { return (int)(a < b ? a : b); }
+__device__ constexpr int least(int a, int b) { return a < b ? a : b; }
+
+// Whether a thread has weights in shared memory. With those that it holds, and what it multiplies,
+// it then has few registers for numbers that wait; and a step takes long.
+#ifdef TALL_U
+constexpr bool TIGHT = MORE_H > 0 || MORE_U > 0;
+#else
+constexpr bool TIGHT = MORE_H > 0;
+#endif
 
 constexpr int MEMBERS = (HIDDEN + UNITS - 1) / UNITS;  // of a group
 [[maybe_unused]] constexpr bool ALONE = MEMBERS == 1;  // which waits for no other
@@ -174,19 +182,21 @@ __device__ __forceinline__ void watch(const stored* from, int count, int& patien
 // `count` rows of states, which lie together, into shared memory as soon as they are there.
 template <int WIDTH, class V>
 __device__ __forceinline__ void stage(stored* to, const stored* from, int count, int& patience) {
-  constexpr int AT_ONCE = 4, PER = sizeof(V) / sizeof(stored), ACROSS = WIDTH / PER;
+  constexpr int AT_ONCE = TIGHT ? 2 : 4, PER = sizeof(V) / sizeof(stored), ACROSS = WIDTH / PER;
   const int all = count * ACROSS;
-  for (int k = threadIdx.x; k < all; k += AT_ONCE * THREADS) {
+  const V* next = (const V*)from + threadIdx.x;
+#pragma unroll 1
+  for (int k = threadIdx.x; k < all; k += AT_ONCE * THREADS, next += AT_ONCE * THREADS) {
     V got[AT_ONCE];
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
-      if (k + i * THREADS < all) got[i] = fetch((const V*)from + k + i * THREADS);
+      if (k + i * THREADS < all) got[i] = fetch(next + i * THREADS);
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       const int at = k + i * THREADS;
       if (at >= all) break;
       *(V*)(to + at / ACROSS * distance(WIDTH) + at % ACROSS * PER) =
-          awaited(got[i], (const V*)from + at, patience);
+          awaited(got[i], next + i * THREADS, patience);
     }
   }
   constexpr int MORE = padded(WIDTH) - WIDTH;  // after each row: a product by zero is not always 0
@@ -208,14 +218,17 @@ struct Shares {
   static_assert(32 * ACROSS * PARTS <= THREADS, "there are too few warps");
   static constexpr int SUMS = PARTS * ROWS;  // of a sequence
 
-  int row, column, part;  // the first ones of this warp
-  bool works;
+  // What this warp has.
+  struct Own {
+    int row, column, part;  // the first ones
+    bool works;
 
-  __device__ __forceinline__ Shares() {
-    const int warp = threadIdx.x / 32;
-    row = warp % ACROSS * HEIGHT, part = warp / ACROSS, column = part * SPAN;
-    works = part < PARTS;
-  }
+    __device__ __forceinline__ Own() {
+      const int thread = threadIdx.x, warp = thread / 32;
+      row = warp % ACROSS * HEIGHT, part = warp / ACROSS, column = part * SPAN;
+      works = part < PARTS;
+    }
+  };
 
   static __device__ __forceinline__ bool within(int column) { return EXACT || column < WIDTH; }
 
@@ -241,7 +254,8 @@ struct alignas(16) Four {
 // In tiles of 16 x 16 weights.
 template <int ROWS, int WIDTH, int TALL, int WIDE, int MORE, int>
 struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> {
-  typedef Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> Own;
+  typedef Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> All;
+  typedef typename All::Own Own;
   static constexpr int SPARE = TALL * MORE * THREADS;
   Four w[TALL][WIDE];
   Four* spare;
@@ -249,25 +263,31 @@ struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> {
   // at(row, column) is a weight.
   template <class At>
   __device__ __forceinline__ Held(char* shared, At at) : spare((Four*)shared + threadIdx.x) {
-    const int lane = threadIdx.x % 32;
+    const Own own;
+    if constexpr (MORE > 0)
+#pragma unroll 1
+      for (int k = 0; k < TALL * MORE; k++)
+        spare[k * THREADS] = four(own, at, k / MORE, WIDE + k % MORE);
 #pragma unroll
     for (int t = 0; t < TALL; t++)
 #pragma unroll
-      for (int c = 0; c < WIDE + MORE; c++) {
-        Four four;
+      for (int c = 0; c < WIDE; c++) w[t][c] = four(own, at, t, c);
+  }
+
+  // The weights of a thread in tile (t, c).
+  template <class At>
+  static __device__ __forceinline__ Four four(const Own& own, At at, int t, int c) {
+    const int lane = threadIdx.x % 32;
+    Four four;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int r = Own::row + 16 * t + lane / 4 + i % 2 * 8;
-          const int k = Own::column + 16 * c + lane % 4 * 2 + i / 2 * 8;
-          const unsigned low = r < ROWS && k < WIDTH ? at(r, k) : 0;
-          const unsigned high = r < ROWS && k + 1 < WIDTH ? at(r, k + 1) : 0;
-          four.w[i] = high << 16 | low;
-        }
-        if (c < WIDE)
-          w[t][c] = four;
-        else
-          spare[(t * MORE + c - WIDE) * THREADS] = four;
-      }
+    for (int i = 0; i < 4; i++) {
+      const int r = own.row + 16 * t + lane / 4 + i % 2 * 8;
+      const int k = own.column + 16 * c + lane % 4 * 2 + i / 2 * 8;
+      const unsigned low = r < ROWS && k < WIDTH ? at(r, k) : 0;
+      const unsigned high = r < ROWS && k + 1 < WIDTH ? at(r, k + 1) : 0;
+      four.w[i] = high << 16 | low;
+    }
+    return four;
   }
 
   static constexpr int APART = 4 / TALL;  // sums, so that a product does not wait for the last one
@@ -282,15 +302,17 @@ struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> {
 
   __device__ __forceinline__ void multiply(number* sums, const stored* states, int count,
                                            int tile) const {
+    const Own own;
     const int line = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
-    if (!Own::works) return;
+    if (!own.works) return;
+#pragma unroll 1
     for (int first = 0; first < count; first += 8) {
       const stored* const state =
-          states + least(first + line, count - 1) * distance(WIDTH) + Own::column + pair;
+          states + least(first + line, count - 1) * distance(WIDTH) + own.column + pair;
       number sum[APART][TALL][4] = {};
 #pragma unroll
       for (int c = 0; c < WIDE + MORE; c++) {
-        if (!Own::within(Own::column + 16 * c)) break;
+        if (!All::within(own.column + 16 * c)) break;
         const unsigned b[2] = {*(const unsigned*)(state + 16 * c),
                                *(const unsigned*)(state + 16 * c + 8)};
 #pragma unroll
@@ -303,9 +325,9 @@ struct Held : Shares<ROWS, WIDTH, 16 * TALL, 16 * (WIDE + MORE)> {
       for (int t = 0; t < TALL; t++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const int r = Own::row + 16 * t + line + i / 2 * 8, s = first + pair + i % 2;
+          const int r = own.row + 16 * t + line + i / 2 * 8, s = first + pair + i % 2;
           if (r < ROWS && s < count)
-            sums[(Own::part * tile + s) * ROWS + r] = added(sum, t, i);
+            sums[(own.part * tile + s) * ROWS + r] = added(sum, t, i);
         }
     }
   }
@@ -319,34 +341,41 @@ struct alignas(16) Four {
 // columns, WIDE + MORE times.
 template <int ROWS, int WIDTH, int TALL, int WIDE, int MORE, int SIDE>
 struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> {
-  typedef Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> Own;
+  typedef Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> All;
+  typedef typename All::Own Own;
   static constexpr int ALONG = 32 / SIDE, SPARE = TALL * MORE * THREADS;
   Four w[TALL][WIDE];
   Four* spare;
 
   // Which row a lane keeps in the end: it has that one first, the others in the order of `sum`.
-  static __device__ __forceinline__ int kept() { return threadIdx.x % ALONG * TALL / ALONG; }
+  static __device__ __forceinline__ int kept(int lane) { return lane % ALONG * TALL / ALONG; }
 
   // at(row, column) is a weight.
   template <class At>
   __device__ __forceinline__ Held(char* shared, At at) : spare((Four*)shared + threadIdx.x) {
-    const int lane = threadIdx.x % 32;
+    const Own own;
+    if constexpr (MORE > 0)
+#pragma unroll 1
+      for (int k = 0; k < TALL * MORE; k++)
+        spare[k * THREADS] = four(own, at, k / MORE, WIDE + k % MORE);
 #pragma unroll
     for (int r = 0; r < TALL; r++)
 #pragma unroll
-      for (int c = 0; c < WIDE + MORE; c++) {
-        Four four;
+      for (int c = 0; c < WIDE; c++) w[r][c] = four(own, at, r, c);
+  }
+
+  // The weights of a thread in the r-th of its rows, the c-th of its columns.
+  template <class At>
+  static __device__ __forceinline__ Four four(const Own& own, At at, int r, int c) {
+    const int lane = threadIdx.x % 32;
+    Four four;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int row = Own::row + lane / ALONG * TALL + (r ^ kept());
-          const int k = Own::column + (c * ALONG + lane % ALONG) * 4 + i;
-          four.w[i] = row < ROWS && k < WIDTH ? at(row, k) : 0;
-        }
-        if (c < WIDE)
-          w[r][c] = four;
-        else
-          spare[(r * MORE + c - WIDE) * THREADS] = four;
-      }
+    for (int i = 0; i < 4; i++) {
+      const int row = own.row + lane / ALONG * TALL + (r ^ kept(lane));
+      const int k = own.column + (c * ALONG + lane % ALONG) * 4 + i;
+      four.w[i] = row < ROWS && k < WIDTH ? at(row, k) : 0;
+    }
+    return four;
   }
 
   // Adds what the lanes have of each row. Of two lanes each gives the other half of its rows, as
@@ -364,10 +393,30 @@ struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> 
   __device__ __forceinline__ void multiply(number* sums, const stored* states, int count,
                                            int tile) const {
     constexpr int TOGETHER = MORE && TALL <= 4 ? 4 : 2;
-    if (!Own::works) return;
+    if (!Own().works) return;
     int first = 0;
     for (; first + 1 < count; first += TOGETHER) some<TOGETHER>(sums, states, first, count, tile);
     if (first < count) some<1>(sums, states, first, count, tile);
+  }
+
+  // From a column on, with weights(row).
+  template <int TOGETHER, class Weights>
+  static __device__ __forceinline__ void add_products(number (&sum)[TOGETHER][TALL],
+                                                      const stored* states, int first, int count,
+                                                      int column, Weights weights) {
+    if (!All::within(column)) return;
+    Four v[TOGETHER];
+#pragma unroll
+    for (int s = 0; s < TOGETHER; s++)
+      v[s] = *(const Four*)(states + least(first + s, count - 1) * distance(WIDTH) + column);
+#pragma unroll
+    for (int r = 0; r < TALL; r++) {
+      const Four a = weights(r);
+#pragma unroll
+      for (int s = 0; s < TOGETHER; s++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[s][r] += a.w[i] * v[s].w[i];
+    }
   }
 
   // For so many sequences at once, at most.
@@ -375,33 +424,26 @@ struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> 
   __device__ __forceinline__ void some(number* sums, const stored* states, int first, int count,
                                        int tile) const {
     constexpr int LEFT = TALL > ALONG ? TALL / ALONG : 1;
-    const int lane = threadIdx.x % 32;
+    const int column = Own().column + threadIdx.x % ALONG * 4;
     number sum[TOGETHER][TALL] = {};
+#pragma unroll 1
+    for (int c = 0; c < MORE; c++)
+      add_products(sum, states, first, count, column + 4 * ALONG * (WIDE + c),
+                   [&](int r) { return spare[(r * MORE + c) * THREADS]; });
 #pragma unroll
-    for (int c = 0; c < WIDE + MORE; c++) {
-      const int k = Own::column + (c * ALONG + lane % ALONG) * 4;
-      if (!Own::within(k)) break;
-      Four v[TOGETHER];
-#pragma unroll
-      for (int s = 0; s < TOGETHER; s++)
-        v[s] = *(const Four*)(states + least(first + s, count - 1) * distance(WIDTH) + k);
-#pragma unroll
-      for (int r = 0; r < TALL; r++) {
-        const Four a = c < WIDE ? w[r][c < WIDE ? c : 0] : spare[(r * MORE + c - WIDE) * THREADS];
-#pragma unroll
-        for (int s = 0; s < TOGETHER; s++)
-#pragma unroll
-          for (int i = 0; i < 4; i++) sum[s][r] += a.w[i] * v[s].w[i];
-      }
-    }
+    for (int c = 0; c < WIDE; c++)
+      add_products(sum, states, first, count, column + 4 * ALONG * c,
+                   [&](int r) { return w[r][c]; });
+    const Own own;  // again: the compiler keeps less for so long
+    const int thread = threadIdx.x, lane = thread % 32;
+    const int row = own.row + lane / ALONG * TALL + kept(lane);
 #pragma unroll
     for (int s = 0; s < TOGETHER; s++) {
       add<TALL, ALONG / 2>(sum[s]);
-      const int row = Own::row + lane / ALONG * TALL + kept();
 #pragma unroll
       for (int r = 0; r < LEFT; r++)
         if (lane * TALL % ALONG == 0 && (row ^ r) < ROWS && first + s < count)
-          sums[(Own::part * tile + first + s) * ROWS + (row ^ r)] = sum[s][r];
+          sums[(own.part * tile + first + s) * ROWS + (row ^ r)] = sum[s][r];
     }
   }
 };
@@ -409,74 +451,96 @@ struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> 
 
 // --------------------------------------------------------------------------------------------
 // What a block works with: its units and its sequences, from `first` and `sequence` on; in shared
-// memory the states of a tile, the sums, the biases, and for each own unit of each own sequence two
-// numbers: h and c, or their gradients.
+// memory the biases, for each own unit of each own sequence two numbers: h and c, or their
+// gradients, and of a tile the states and the sums.
 
 struct Place {
   int row;  // of the block's units
   int s;    // of the tile's sequences
-  int slot;
-  long long unit, sequence;
+  int slot, unit, sequence;
+
+  // Where its number is in one of many rows (B, width).
+  template <int W = HIDDEN>
+  __device__ __forceinline__ long long in(int row, int batch) const {
+    return (long long)(row * batch + sequence) * W + unit;
+  }
 };
 
-// WIDTH is that of the states, SUMS how many there are of a sequence.
-template <int WIDTH, int SUMS>
+// WIDTH is that of the states, SUMS how many there are of a sequence, BIASES how many of a unit.
+template <int WIDTH, int SUMS, int BIASES = 0>
 struct Block {
-  int tile, first, sequence, sequences, patience = PATIENCE;
-  stored* states;
-  number *sums, *own, *other, *biases;
+  int batch, share, tile, patience = PATIENCE;
+  number* biases;
 
-  __device__ __forceinline__ Block(Four* shared, long long batch, int share, int tile)
-      : tile(tile), first(blockIdx.x % MEMBERS * UNITS), sequence(blockIdx.x / MEMBERS * share),
-        sequences(least(share, batch - sequence)), states((stored*)shared),
-        sums((number*)(states + tile * distance(WIDTH))), own(sums + tile * SUMS),
-        other(own + UNITS * share), biases(other + UNITS * share) {
-    for (int k = threadIdx.x; k < tile * distance(WIDTH); k += THREADS) states[k] = 0;
+  __device__ __forceinline__ Block(Four* shared, int batch, int share, int tile)
+      : batch(batch), share(share), tile(tile), biases((number*)shared) {
+    stored* const of_tile = states();
+    for (int k = threadIdx.x; k < tile * distance(WIDTH); k += THREADS) of_tile[k] = 0;
+  }
+
+  __device__ __forceinline__ int first() const { return (int)blockIdx.x % MEMBERS * UNITS; }
+  __device__ __forceinline__ int sequence() const { return (int)blockIdx.x / MEMBERS * share; }
+  __device__ __forceinline__ int sequences() const { return least(share, batch - sequence()); }
+  __device__ __forceinline__ number& own(const Place& at) const {
+    return biases[UNITS * BIASES + 2 * at.slot];
+  }
+  __device__ __forceinline__ number& other(const Place& at) const {
+    return biases[UNITS * BIASES + 2 * at.slot + 1];
+  }
+  __device__ __forceinline__ stored* states() const {
+    return (stored*)(biases + (UNITS * (BIASES + 2 * share) + 3) / 4 * 4);
+  }
+  __device__ __forceinline__ number* sums() const {
+    return (number*)(states() + tile * distance(WIDTH));
   }
 
   // The k-th of UNITS * `now` places of a tile; the last block has fewer units.
   __device__ __forceinline__ Place place(int k, int begin) const {
     const int row = k % UNITS, s = k / UNITS;
-    return {row, s, (begin + s) * UNITS + row, first + row, sequence + begin + s};
+    return {row, s, (begin + s) * UNITS + row, first() + row, sequence() + begin + s};
   }
 
   __device__ __forceinline__ bool has(const Place& at) const {
     return HIDDEN % UNITS == 0 || at.unit < HIDDEN;
   }
 
-  // Copies own numbers of an array (B, H), if there is one: else they are 0.
-  __device__ __forceinline__ void begin(number* to, const stored* from) const {
-    for (int k = threadIdx.x; k < UNITS * sequences; k += THREADS) {
+  // Copies own numbers of arrays (B, H), if there are any: else they are 0.
+  __device__ __forceinline__ void begin(const stored* from, const stored* from_other) const {
+    for (int k = threadIdx.x; k < UNITS * sequences(); k += THREADS) {
       const Place at = place(k, 0);
-      if (has(at)) to[at.slot] = from ? load(from + at.sequence * HIDDEN + at.unit) : 0;
+      if (!has(at)) continue;
+      own(at) = from ? load(from + at.in(0, batch)) : 0;
+      other(at) = from_other ? load(from_other + at.in(0, batch)) : 0;
     }
   }
 
   // Copies both biases of own units: of each gate those for x, then those for h.
-  __device__ __forceinline__ void begin(const stored* bias_ih, const stored* bias_hh, int gates) {
-    for (int k = threadIdx.x; k < gates * UNITS; k += THREADS) {
-      const int unit = first + k % UNITS, from = k / UNITS * HIDDEN + unit;
+  __device__ __forceinline__ void begin_biases(const stored* bias_ih, const stored* bias_hh) const {
+    constexpr int EACH = BIASES / 2 * UNITS;
+    for (int k = threadIdx.x; k < EACH; k += THREADS) {
+      const int unit = first() + k % UNITS, from = k / UNITS * HIDDEN + unit;
       biases[k] = bias_ih && unit < HIDDEN ? load(bias_ih + from) : 0;
-      biases[gates * UNITS + k] = bias_hh && unit < HIDDEN ? load(bias_hh + from) : 0;
+      biases[EACH + k] = bias_hh && unit < HIDDEN ? load(bias_hh + from) : 0;
     }
   }
 
-  // Part of step n: a product, and finish(place, fetched(place, n)) for each own unit and sequence.
-  // What a thread needs first is fetched before the product, which waits for other blocks.
+  // Part of step n: a product, and finish(place, n, fetched(place, n)) for each own unit and
+  // sequence. What a thread needs first is fetched before the product, which waits for other
+  // blocks, if there are registers for it.
   template <class Fetched, class Product, class Finish>
-  __device__ __forceinline__ void run(long long n, Fetched fetched, Product product,
-                                      Finish finish) {
-    for (int begin = 0; begin < sequences; begin += tile) {
-      const int now = least(tile, sequences - begin), all = UNITS * now, mine = threadIdx.x;
+  __device__ __forceinline__ void run(int n, Fetched fetched, Product product, Finish finish) {
+    for (int begin = 0; begin < sequences(); begin += tile) {
+      const int now = least(tile, sequences() - begin), all = UNITS * now, mine = threadIdx.x;
       const Place at = place(mine < all ? mine : 0, begin);
-      const bool works = mine < all && has(at);
+      const bool early = !TIGHT && mine < all && has(at);
       decltype(fetched(at, n)) got = {};
-      if (works) got = fetched(at, n);
+      if (early) got = fetched(at, n);
       product(begin, now);
-      if (works) finish(at, got);
-      for (int k = mine + THREADS; k < all; k += THREADS) {
+      if (early) finish(at, n, got);
+#pragma unroll 1
+      for (int k = TIGHT ? mine : mine + THREADS; k < all; k += THREADS) {
         const Place more = place(k, begin);
-        if (has(more)) finish(more, fetched(more, n));
+        if (has(more)) finish(more, n, fetched(more, n));
       }
     }
   }
@@ -484,28 +548,31 @@ struct Block {
   // begin(place) for the own unit and sequence that a thread needs first.
   template <class Begin>
   __device__ __forceinline__ void ahead(Begin begin) const {
-    if (threadIdx.x >= UNITS * least(tile, sequences)) return;
-    const Place at = place(threadIdx.x, 0);
+    const int mine = threadIdx.x;
+    if (mine >= UNITS * least(tile, sequences())) return;
+    const Place at = place(mine, 0);
     if (has(at)) begin(at);
   }
 
-  // The product with rows (B, width) of states: with the first ones that there are, if any, which
+  // The product with a row (B, width) of states: with the first ones that there are, if any, which
   // may begin at any address, or with those that the blocks of this group send.
   template <int W, int LAST = W - HIDDEN, class Weights>
   __device__ __forceinline__ void multiply(const Weights& held, const stored* first,
-                                           const stored* sent, int begin, int now) {
+                                           const stored* sent, int row, int begin, int now) {
     typedef typename Vector<W * sizeof(stored) % 16 == 0>::Type V;
-    const long long from = (sequence + begin) * (long long)W;
+    stored* const states = this->states();
+    const int from = sequence() + begin;
     if (patience > 0) patience = PATIENCE;
     int none = 0;  // the first ones are there, and may be EMPTY: NaN
-    if (first) stage<W, Bits>(states, first + from, now, none);
+    if (first) stage<W, Bits>(states, first + (long long)from * W, now, none);
     if (sent) {
+      sent += (long long)(row * batch + from) * W;
       if (begin == 0 && now * (W / (16 / (int)sizeof(stored))) > THREADS)
-        watch<W, LAST>(sent + from, now, patience);
-      stage<W, V>(states, sent + from, now, patience);
+        watch<W, LAST>(sent, now, patience);
+      stage<W, V>(states, sent, now, patience);
     }
     __syncthreads();
-    held.multiply(sums, states, now, tile);
+    held.multiply(sums(), states, now, tile);
     __syncthreads();
   }
 };
@@ -590,16 +657,16 @@ struct Gru {
 // each step; without, neither is there. `first` and `last` are the state before and after all
 // steps; null before is zeros.
 
-#define FORWARD                                                                                   \
-  long long batch, long long steps, long long share, long long tile, long long reverse,           \
-      long long keep, const stored *weights, const bool *valid, const stored *bias_ih,            \
-      const stored *bias_hh, const stored *h_first, const stored *c_first, stored *gates,         \
-      stored *h, stored *c, stored *extra, stored *y, stored *h_last, stored *c_last
+#define FORWARD(Count)                                                                            \
+  Count batch, Count steps, Count share, Count tile, Count reverse, Count keep,                   \
+      const stored *weights, const bool *valid, const stored *bias_ih, const stored *bias_hh,     \
+      const stored *h_first, const stored *c_first, stored *gates, stored *h, stored *c,          \
+      stored *extra, stored *y, stored *h_last, stored *c_last
 
 // The step t, and the rows of the state before and after it.
 struct Rows {
-  long long t, before, after;
-  __device__ __forceinline__ Rows(long long n, long long steps, bool reverse)
+  int t, before, after;
+  __device__ __forceinline__ Rows(int n, int steps, bool reverse)
       : t(reverse ? steps - 1 - n : n), before(reverse ? t + 1 : t), after(reverse ? t : t + 1) {}
 };
 
@@ -620,79 +687,78 @@ struct Inputs {
 
 // Keeps the state before all steps where the weights' gradients need it.
 template <class Own>
-__device__ __forceinline__ void keep_first(const Own& own, const number* state, stored* rows) {
-  for (int k = threadIdx.x; k < UNITS * own.sequences; k += THREADS) {
+__device__ __forceinline__ void keep_first(const Own& own, int row, stored* rows, stored* others) {
+  for (int k = threadIdx.x; k < UNITS * own.sequences(); k += THREADS) {
     const Place at = own.place(k, 0);
-    if (own.has(at)) store(rows + at.sequence * HIDDEN + at.unit, state[at.slot]);
+    if (!own.has(at)) continue;
+    store(rows + at.in(row, own.batch), own.own(at));
+    if (others) store(others + at.in(row, own.batch), own.other(at));
   }
 }
 
 template <class Cell>
-__device__ __forceinline__ void forward(FORWARD) {
+__device__ __forceinline__ void forward(FORWARD(int)) {
   SHARED(shared);
   constexpr int G = Cell::gates;
   typedef Held<G * UNITS, HIDDEN, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
   const Weights held(shared, OwnRows{weights});
-  Block<HIDDEN, Weights::SUMS> own((Four*)shared + Weights::SPARE, batch, share, tile);
-  const long long size = batch * HIDDEN, first = Rows(0, steps, reverse).before * size;
-  own.begin(own.own, h_first);
-  if (Cell::has_c) own.begin(own.other, c_first);
-  own.begin(bias_ih, bias_hh, G);
+  Block<HIDDEN, Weights::SUMS, 2 * G> own((Four*)shared + Weights::SPARE, batch, share, tile);
+  own.begin(h_first, c_first);
+  own.begin_biases(bias_ih, bias_hh);
   __syncthreads();
-  if (keep) keep_first(own, own.own, h + first);
-  if (Cell::has_c && keep) keep_first(own, own.other, c + first);
-  const auto fetched = [&](const Place& at, long long n) {
+  if (keep) keep_first(own, Rows(0, steps, reverse).before, h, Cell::has_c ? c : nullptr);
+  const auto fetched = [&](const Place& at, int n) {
     Inputs<G> in;
-    const long long place = Rows(n, steps, reverse).t * batch + at.sequence;
-    const stored* const g = gates + place * G * HIDDEN + at.unit;
+    const int t = Rows(n, steps, reverse).t;
+    const stored* const g = gates + at.in<G * HIDDEN>(t, batch);
 #pragma unroll
     for (int gate = 0; gate < G; gate++) in.x[gate] = g[gate * HIDDEN];
-    in.counts = !valid || valid[place];
+    in.counts = !valid || valid[t * batch + at.sequence];
     return in;
   };
-  for (long long n = 0; n < steps; n++) {
+  for (int n = 0; n < steps; n++) {
     const Rows row(n, steps, reverse);
     own.run(
         n, fetched,
         [&](int begin, int now) {
-          own.template multiply<HIDDEN>(held, n ? nullptr : h_first,
-                                        n && !ALONE ? h + row.before * size : nullptr, begin, now);
+          own.template multiply<HIDDEN>(held, n ? nullptr : h_first, n && !ALONE ? h : nullptr,
+                                        row.before, begin, now);
         },
-        [&](const Place& at, const Inputs<G>& in) {
-          const long long k = at.sequence * HIDDEN + at.unit;
-          number value = own.own[at.slot], other = Cell::has_c ? own.other[at.slot] : 0, made[G];
+        [&](const Place& at, int n, const Inputs<G>& in) {
+          const Rows row(n, steps, reverse);
+          number value = own.own(at), other = Cell::has_c ? own.other(at) : 0, made[G];
           if (in.counts) {
             number from_x[G], from_h[G];
 #pragma unroll
             for (int gate = 0; gate < G; gate++) {
               const int r = gate * UNITS + at.row;
               from_x[gate] = load(in.x + gate) + own.biases[r];
-              from_h[gate] = held.total(own.sums, tile, at.s, r) + own.biases[G * UNITS + r];
+              from_h[gate] = held.total(own.sums(), tile, at.s, r) + own.biases[G * UNITS + r];
             }
             value = rounded(Cell::forward(from_x, from_h, made, value, other));
             other = rounded(other);
           }
-          send(h + row.after * size + k, value);
-          if (ALONE) store(own.states + at.s * distance(HIDDEN) + at.unit, value);
-          own.own[at.slot] = value;
-          if (Cell::has_c) own.other[at.slot] = other;
-          store(y + row.t * size + k, in.counts ? value : 0);
+          send(h + at.in(row.after, batch), value);
+          if (ALONE) store(own.states() + at.s * distance(HIDDEN) + at.unit, value);
+          own.own(at) = value;
+          if (Cell::has_c) own.other(at) = other;
+          store(y + at.in(row.t, batch), in.counts ? value : 0);
           if (n == steps - 1) {
-            store(h_last + k, value);
-            if (Cell::has_c) store(c_last + k, other);
+            store(h_last + at.in(0, batch), value);
+            if (Cell::has_c) store(c_last + at.in(0, batch), other);
           }
           if (!keep) return;
-          if (Cell::has_c) store(c + row.after * size + k, other);
-          if (Cell::has_q) store(extra + row.t * size + k, other);
-          stored* const g = gates + (row.t * batch + at.sequence) * G * HIDDEN + at.unit;
+          if (Cell::has_c) store(c + at.in(row.after, batch), other);
+          if (Cell::has_q) store(extra + at.in(row.t, batch), other);
+          stored* const g = gates + at.in<G * HIDDEN>(row.t, batch);
 #pragma unroll
           for (int gate = 0; gate < G; gate++)
             if (in.counts) store(g + gate * HIDDEN, made[gate]);
         });
     if (n + AHEAD < steps)
       own.ahead([&](const Place& at) {
-        const long long t = Rows(n + AHEAD, steps, reverse).t;
-        const stored* const g = gates + (t * batch + at.sequence) * G * HIDDEN + at.unit;
+        const int t = Rows(n + AHEAD, steps, reverse).t;
+        const stored* const g = gates + at.in<G * HIDDEN>(t, batch);
 #pragma unroll
         for (int gate = 0; gate < G; gate++) prefetch(g + gate * HIDDEN);
       });
@@ -706,7 +772,7 @@ struct Reset {
 
 // The GRU that resets before its product with h: two products a step. `other` is z.
 template <class Cell>
-__device__ __forceinline__ void reset_forward(FORWARD) {
+__device__ __forceinline__ void reset_forward(FORWARD(int)) {
   SHARED(shared);
   constexpr int G = Cell::gates;
   typedef Held<G * UNITS, HIDDEN, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
@@ -714,49 +780,47 @@ __device__ __forceinline__ void reset_forward(FORWARD) {
   const Weights held(shared, OwnRows{weights});
   Four* const spare = (Four*)shared + Weights::SPARE;
   const WeightsU held_u((char*)spare, OwnRows{weights + (long long)G * HIDDEN * HIDDEN});
-  Block<HIDDEN, most(Weights::SUMS, WeightsU::SUMS)> own(spare + WeightsU::SPARE, batch, share,
-                                                         tile);
-  const long long size = batch * HIDDEN;
-  own.begin(own.own, h_first);
-  own.begin(bias_ih, bias_hh, 3);
+  Block<HIDDEN, most(Weights::SUMS, WeightsU::SUMS), 6> own(spare + WeightsU::SPARE, batch, share,
+                                                            tile);
+  own.begin(h_first, nullptr);
+  own.begin_biases(bias_ih, bias_hh);
   __syncthreads();
-  if (keep) keep_first(own, own.own, h + Rows(0, steps, reverse).before * size);
+  if (keep) keep_first(own, Rows(0, steps, reverse).before, h, nullptr);
   const auto bias = [&](int r) { return own.biases[r] + own.biases[3 * UNITS + r]; };
-  const auto place = [&](const Place& at, long long n) {
-    return (Rows(n, steps, reverse).t * batch + at.sequence) * 3 * HIDDEN + at.unit;
+  const auto place = [&](const Place& at, int n) {
+    return at.in<3 * HIDDEN>(Rows(n, steps, reverse).t, batch);
   };
-  const auto counts = [&](const Place& at, long long n) {
+  const auto counts = [&](const Place& at, int n) {
     return !valid || valid[Rows(n, steps, reverse).t * batch + at.sequence];
   };
-  const auto fetched = [&](const Place& at, long long n) {
+  const auto fetched = [&](const Place& at, int n) {
     const stored* const g = gates + place(at, n);
     return Inputs<G>{{g[0], g[HIDDEN]}, counts(at, n)};
   };
-  const auto fetched_u = [&](const Place& at, long long n) {
+  const auto fetched_u = [&](const Place& at, int n) {
     return Inputs<1>{{gates[place(at, n) + 2 * HIDDEN]}, counts(at, n)};
   };
-  for (long long n = 0; n < steps; n++) {
+  for (int n = 0; n < steps; n++) {
     const Rows row(n, steps, reverse);
-    stored* const u = extra + row.t * size;
     own.run(
         n, fetched,
         [&](int begin, int now) {
-          own.template multiply<HIDDEN>(held, n ? nullptr : h_first,
-                                        n ? h + row.before * size : nullptr, begin, now);
+          own.template multiply<HIDDEN>(held, n ? nullptr : h_first, n ? h : nullptr, row.before,
+                                        begin, now);
         },
-        [&](const Place& at, const Inputs<G>& in) {
+        [&](const Place& at, int n, const Inputs<G>& in) {
           ResetStep<number> step = {0, 0, 0};
           if (in.counts) {
             number a[2];
 #pragma unroll
             for (int gate = 0; gate < 2; gate++) {
               const int r = gate * UNITS + at.row;
-              a[gate] = load(in.x + gate) + held.total(own.sums, tile, at.s, r) + bias(r);
+              a[gate] = load(in.x + gate) + held.total(own.sums(), tile, at.s, r) + bias(r);
             }
-            step = reset_step<number>(a[0], a[1], own.own[at.slot]);
+            step = reset_step<number>(a[0], a[1], own.own(at));
           }
-          send(u + at.sequence * HIDDEN + at.unit, step.u);
-          own.other[at.slot] = step.z;
+          send(extra + at.in(Rows(n, steps, reverse).t, batch), step.u);
+          own.other(at) = step.z;
           if (!keep || !in.counts) return;
           stored* const g = gates + place(at, n);
           store(g, step.r);
@@ -764,22 +828,24 @@ __device__ __forceinline__ void reset_forward(FORWARD) {
         });
     own.run(
         n, fetched_u,
-        [&](int begin, int now) { own.template multiply<HIDDEN>(held_u, nullptr, u, begin, now); },
-        [&](const Place& at, const Inputs<1>& in) {
-          const long long k = at.sequence * HIDDEN + at.unit;
-          number value = own.own[at.slot];
+        [&](int begin, int now) {
+          own.template multiply<HIDDEN>(held_u, nullptr, extra, row.t, begin, now);
+        },
+        [&](const Place& at, int n, const Inputs<1>& in) {
+          const Rows row(n, steps, reverse);
+          number value = own.own(at);
           if (in.counts) {
-            const number a = load(in.x) + held_u.total(own.sums, tile, at.s, at.row) +
+            const number a = load(in.x) + held_u.total(own.sums(), tile, at.s, at.row) +
                              bias(2 * UNITS + at.row);
             const CandidateStep<number> step =
-                candidate_step<number>(a, rounded(own.other[at.slot]), value);
+                candidate_step<number>(a, rounded(own.other(at)), value);
             if (keep) store(gates + place(at, n) + 2 * HIDDEN, step.n);
             value = rounded(step.h);
           }
-          send(h + row.after * size + k, value);
-          own.own[at.slot] = value;
-          store(y + row.t * size + k, in.counts ? value : 0);
-          if (n == steps - 1) store(h_last + k, value);
+          send(h + at.in(row.after, batch), value);
+          own.own(at) = value;
+          store(y + at.in(row.t, batch), in.counts ? value : 0);
+          if (n == steps - 1) store(h_last + at.in(0, batch), value);
         });
   }
 }
@@ -792,16 +858,16 @@ __device__ __forceinline__ void reset_forward(FORWARD) {
 // product with h, `da_u` of those in the product with u: both EMPTY at first. In the GRUs those of
 // the product with x, which are others, take the place of the gates.
 
-#define BACKWARD                                                                                  \
-  long long batch, long long steps, long long share, long long tile, long long reverse,           \
-      const stored *weights, const bool *valid, const stored *dy, stored *gates, const stored *h, \
-      const stored *c, const stored *extra, const stored *dh_last, const stored *dc_last,         \
-      stored *dh, stored *dc, stored *da_hh, stored *da_u
+#define BACKWARD(Count)                                                                           \
+  Count batch, Count steps, Count share, Count tile, Count reverse, const stored *weights,        \
+      const bool *valid, const stored *dy, stored *gates, const stored *h, const stored *c,       \
+      const stored *extra, const stored *dh_last, const stored *dc_last, stored *dh, stored *dc,  \
+      stored *da_hh, stored *da_u
 
 // The n-th step t, the step that was handled before it, and the rows of the state around it.
 struct Back {
-  long long t, last, before, after;
-  __device__ __forceinline__ Back(long long n, long long steps, bool reverse)
+  int t, last, before, after;
+  __device__ __forceinline__ Back(int n, int steps, bool reverse)
       : t(reverse ? n : steps - 1 - n), last(reverse ? t - 1 : t + 1),
         before(reverse ? t + 1 : t), after(reverse ? t : t + 1) {}
 };
@@ -822,49 +888,47 @@ struct Seen {
 };
 
 template <class Cell>
-__device__ __forceinline__ void backward(BACKWARD) {
+__device__ __forceinline__ void backward(BACKWARD(int)) {
   SHARED(shared);
   constexpr int G = Cell::gates;
   constexpr int WIDTH = G * HIDDEN;
   typedef Held<UNITS, WIDTH, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
   const Weights held(shared, OwnColumns{weights});
   Block<WIDTH, Weights::SUMS> own((Four*)shared + Weights::SPARE, batch, share, tile);
-  const long long size = batch * HIDDEN;
-  own.begin(own.own, dh_last);
-  if (Cell::has_c) own.begin(own.other, dc_last);
+  own.begin(dh_last, dc_last);
   __syncthreads();
-  const auto fetched = [&](const Place& at, long long n) {
+  const auto fetched = [&](const Place& at, int n) {
     Seen<G> in = {};
     if (n >= steps) return in;
     const Back row(n, steps, reverse);
-    const long long k = at.sequence * HIDDEN + at.unit;
     in.counts = !valid || valid[row.t * batch + at.sequence];
     if (!in.counts) return in;
-    const stored* const g = gates + (row.t * batch + at.sequence) * WIDTH + at.unit;
+    const stored* const g = gates + at.in<WIDTH>(row.t, batch);
+    const long long before = at.in(row.before, batch), after = at.in(row.after, batch);
 #pragma unroll
     for (int gate = 0; gate < G; gate++) in.gates[gate] = g[gate * HIDDEN];
-    in.h_before = h[row.before * size + k], in.h_after = h[row.after * size + k];
-    if (Cell::has_c) in.c_before = c[row.before * size + k], in.c_after = c[row.after * size + k];
-    if (Cell::has_q) in.q = extra[row.t * size + k];
-    in.dy = dy[row.t * size + k];
+    in.h_before = h[before], in.h_after = h[after];
+    if (Cell::has_c) in.c_before = c[before], in.c_after = c[after];
+    if (Cell::has_q) in.q = extra[at.in(row.t, batch)];
+    in.dy = dy[at.in(row.t, batch)];
     return in;
   };
-  for (long long n = 0; n <= steps; n++) {
+  for (int n = 0; n <= steps; n++) {
     const Back row(n, steps, reverse);
     own.run(
         n, fetched,
         [&](int begin, int now) {
           if (n > 0)
-            own.template multiply<WIDTH>(
-                held, nullptr, ALONE ? nullptr : da_hh + row.last * batch * WIDTH, begin, now);
+            own.template multiply<WIDTH>(held, nullptr, ALONE ? nullptr : da_hh, row.last, begin,
+                                         now);
         },
-        [&](const Place& at, const Seen<G>& in) {
-          const long long k = at.sequence * HIDDEN + at.unit;
-          number whole = own.own[at.slot], d = Cell::has_c ? own.other[at.slot] : 0;
-          if (n > 0) whole += held.total(own.sums, tile, at.s, at.row);
+        [&](const Place& at, int n, const Seen<G>& in) {
+          const Back row(n, steps, reverse);
+          number whole = own.own(at), d = Cell::has_c ? own.other(at) : 0;
+          if (n > 0) whole += held.total(own.sums(), tile, at.s, at.row);
           if (n == steps) {
-            store(dh + k, whole);
-            if (Cell::has_c) store(dc + k, d);
+            store(dh + at.in(0, batch), whole);
+            if (Cell::has_c) store(dc + at.in(0, batch), d);
             return;
           }
           number made[G] = {}, made_hh[G] = {};
@@ -875,16 +939,16 @@ __device__ __forceinline__ void backward(BACKWARD) {
                                    Cell::has_q ? load(&in.q) : load(&in.c_before),
                                    load(&in.c_after), whole + load(&in.dy), d);
           }
-          const long long place = (row.t * batch + at.sequence) * WIDTH + at.unit;
+          const long long place = at.in<WIDTH>(row.t, batch);
 #pragma unroll
           for (int gate = 0; gate < G; gate++) {
             const number sent = Cell::has_q ? made_hh[gate] : made[gate];
             send(da_hh + place + gate * HIDDEN, sent);
             if (ALONE)
-              store(own.states + at.s * distance(WIDTH) + gate * HIDDEN + at.unit, sent);
+              store(own.states() + at.s * distance(WIDTH) + gate * HIDDEN + at.unit, sent);
           }
-          own.own[at.slot] = whole;
-          if (Cell::has_c) own.other[at.slot] = d;
+          own.own(at) = whole;
+          if (Cell::has_c) own.other(at) = d;
 #pragma unroll
           for (int gate = 0; gate < G; gate++)
             if (Cell::has_q) store(gates + place + gate * HIDDEN, made[gate]);
@@ -892,21 +956,20 @@ __device__ __forceinline__ void backward(BACKWARD) {
     if (n + AHEAD < steps)
       own.ahead([&](const Place& at) {
         const Back later(n + AHEAD, steps, reverse);
-        const long long k = at.sequence * HIDDEN + at.unit;
-        const stored* const g = gates + (later.t * batch + at.sequence) * WIDTH + at.unit;
+        const stored* const g = gates + at.in<WIDTH>(later.t, batch);
 #pragma unroll
         for (int gate = 0; gate < G; gate++) prefetch(g + gate * HIDDEN);
-        prefetch(h + later.before * size + k);
-        prefetch(dy + later.t * size + k);
-        if (Cell::has_c) prefetch(c + later.before * size + k);
-        if (Cell::has_q) prefetch(extra + later.t * size + k);
+        prefetch(h + at.in(later.before, batch));
+        prefetch(dy + at.in(later.t, batch));
+        if (Cell::has_c) prefetch(c + at.in(later.before, batch));
+        if (Cell::has_q) prefetch(extra + at.in(later.t, batch));
       });
   }
 }
 
 #ifdef TALL_U
 template <class Cell>
-__device__ __forceinline__ void reset_backward(BACKWARD) {
+__device__ __forceinline__ void reset_backward(BACKWARD(int)) {
   SHARED(shared);
   constexpr int WIDTH = Cell::gates * HIDDEN;
   typedef Held<UNITS, WIDTH, TALL_H, WIDE_H, MORE_H, SIDE_H> Weights;
@@ -916,53 +979,51 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
   const WeightsU held_u((char*)spare, OwnColumns{weights + (long long)WIDTH * HIDDEN});
   Block<WIDTH, most(Weights::SUMS, WeightsU::SUMS)> own(spare + WeightsU::SPARE, batch, share,
                                                         tile);
-  const long long size = batch * HIDDEN;
-  own.begin(own.own, dh_last);
+  own.begin(dh_last, nullptr);
   __syncthreads();
   const auto place = [&](const Place& at, const Back& row) {
-    return (row.t * batch + at.sequence) * 3 * HIDDEN + at.unit;
+    return at.in<3 * HIDDEN>(row.t, batch);
   };
   const auto counts = [&](const Place& at, const Back& row) {
     return !valid || valid[row.t * batch + at.sequence];
   };
-  const auto fetched = [&](const Place& at, long long n) {
+  const auto fetched = [&](const Place& at, int n) {
     Seen<2> in = {};
     if (n >= steps) return in;
     const Back row(n, steps, reverse);
-    const long long k = at.sequence * HIDDEN + at.unit;
     in.counts = counts(at, row);
     in.gates[0] = gates[place(at, row) + HIDDEN], in.gates[1] = gates[place(at, row) + 2 * HIDDEN];
-    in.h_before = h[row.before * size + k], in.dy = dy[row.t * size + k];
+    in.h_before = h[at.in(row.before, batch)], in.dy = dy[at.in(row.t, batch)];
     return in;
   };
-  const auto fetched_u = [&](const Place& at, long long n) {
+  const auto fetched_u = [&](const Place& at, int n) {
     Seen<1> in = {};
     const Back row(n, steps, reverse);
     in.counts = counts(at, row);
     in.gates[0] = gates[place(at, row)];
-    in.h_before = h[row.before * size + at.sequence * HIDDEN + at.unit];
+    in.h_before = h[at.in(row.before, batch)];
     return in;
   };
-  for (long long n = 0; n <= steps; n++) {
+  for (int n = 0; n <= steps; n++) {
     const Back row(n, steps, reverse);
     own.run(
         n, fetched,
         [&](int begin, int now) {
           if (n > 0)
-            own.template multiply<WIDTH, 0>(held, nullptr, da_hh + row.last * batch * WIDTH,
-                                            begin, now);
+            own.template multiply<WIDTH, 0>(held, nullptr, da_hh, row.last, begin, now);
         },
-        [&](const Place& at, const Seen<2>& in) {
-          number whole = own.own[at.slot];
-          if (n > 0) whole += held.total(own.sums, tile, at.s, at.row);
-          if (n == steps) return store(dh + at.sequence * HIDDEN + at.unit, whole);
+        [&](const Place& at, int n, const Seen<2>& in) {
+          const Back row(n, steps, reverse);
+          number whole = own.own(at);
+          if (n > 0) whole += held.total(own.sums(), tile, at.s, at.row);
+          if (n == steps) return store(dh + at.in(0, batch), whole);
           CandidateGradient<number> d = {0, 0, whole};
           if (in.counts)
             d = candidate_gradient<number>(load(in.gates), load(in.gates + 1), load(&in.h_before),
                                            whole + load(&in.dy));
-          send(da_u + (row.t * batch + at.sequence) * HIDDEN + at.unit, d.n);
-          send(da_hh + (row.t * batch + at.sequence) * WIDTH + HIDDEN + at.unit, d.z);
-          own.own[at.slot] = d.h;
+          send(da_u + at.in(row.t, batch), d.n);
+          send(da_hh + at.in<WIDTH>(row.t, batch) + HIDDEN, d.z);
+          own.own(at) = d.h;
           store(gates + place(at, row) + HIDDEN, d.z);
           store(gates + place(at, row) + 2 * HIDDEN, d.n);
         });
@@ -970,15 +1031,16 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
     own.run(
         n, fetched_u,
         [&](int begin, int now) {
-          own.template multiply<HIDDEN>(held_u, nullptr, da_u + row.t * size, begin, now);
+          own.template multiply<HIDDEN>(held_u, nullptr, da_u, row.t, begin, now);
         },
-        [&](const Place& at, const Seen<1>& in) {
+        [&](const Place& at, int n, const Seen<1>& in) {
+          const Back row(n, steps, reverse);
           ResetGradient<number> d = {0, 0};
           if (in.counts)
             d = reset_gradient<number>(load(in.gates), load(&in.h_before),
-                                       held_u.total(own.sums, tile, at.s, at.row));
-          send(da_hh + (row.t * batch + at.sequence) * WIDTH + at.unit, d.r);
-          own.own[at.slot] += d.h;
+                                       held_u.total(own.sums(), tile, at.s, at.row));
+          send(da_hh + at.in<WIDTH>(row.t, batch), d.r);
+          own.own(at) += d.h;
           store(gates + place(at, row), d.r);
         });
   }
@@ -987,12 +1049,14 @@ __device__ __forceinline__ void reset_backward(BACKWARD) {
 #endif
 
 #define FORWARD_KERNEL(name, body)                                                                \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1) name##_all_forward(FORWARD) {          \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                        \
+      name##_all_forward(FORWARD(long long)) {                                                    \
     body(batch, steps, share, tile, reverse, keep, weights, valid, bias_ih, bias_hh, h_first,     \
          c_first, gates, h, c, extra, y, h_last, c_last);                                         \
   }
 #define BACKWARD_KERNEL(name, body)                                                               \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1) name##_all_backward(BACKWARD) {        \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                        \
+      name##_all_backward(BACKWARD(long long)) {                                                  \
     body(batch, steps, share, tile, reverse, weights, valid, dy, gates, h, c, extra, dh_last,     \
          dc_last, dh, dc, da_hh, da_u);                                                           \
   }

@@ -60,6 +60,8 @@ _KINDS: dict[Any, Kind] = {
 PARTS = ("forward", "backward")
 NAMES = tuple(f"{kind.name}_all_{part}" for kind in _KINDS.values() for part in PARTS)
 """Of all kernels."""
+MOST_STATES = 2**30
+"""Of a run: its kernels count steps and sequences in 32 bits."""
 
 Compiled = Callable[[str, tuple[str, ...]], Kernel]
 """From a kernel's name and `options` to the kernel."""

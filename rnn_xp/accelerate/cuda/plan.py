@@ -165,8 +165,8 @@ def _tiled(
     share = -(-batch // min(batch, limits.multiprocessors // members))
     each = zip(products, layouts, strict=True)
     summed = max(units * rows * laid.parts for (rows, _), laid in each)
-    fixed = 4 * 2 * units * (share + sum(rows for rows, _ in products))
-    fixed += 16 * THREADS * sum(laid.tall * laid.more for laid in layouts)
+    numbers = 2 * units * (share + sum(rows for rows, _ in products))
+    fixed = 16 * -(-numbers // 4) + 16 * THREADS * sum(laid.tall * laid.more for laid in layouts)
     sequence = max(_row(width, bits) for _, width in products) + 4 * summed
     tile = min(share, (limits.shared - fixed) // sequence)
     if tile < 1 or (tile < share and members == 1):
