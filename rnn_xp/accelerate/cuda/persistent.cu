@@ -82,12 +82,12 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a
 __device__ constexpr int most(int a, int b) { return a > b ? a : b; }
 __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// Whether a thread has weights in shared memory. With those that it holds, and what it multiplies,
-// it then has few registers for numbers that wait; and a step takes long.
+// Whether the products in float32 are with weights in shared memory, too. Then a thread has few
+// registers for numbers that wait; and a step takes long.
 #ifdef TALL_U
-constexpr bool TIGHT = MORE_H > 0 || MORE_U > 0;
+constexpr bool TIGHT = BITS == 32 && (MORE_H > 0 || MORE_U > 0);
 #else
-constexpr bool TIGHT = MORE_H > 0;
+constexpr bool TIGHT = BITS == 32 && MORE_H > 0;
 #endif
 
 constexpr int MEMBERS = (HIDDEN + UNITS - 1) / UNITS;  // of a group
@@ -424,7 +424,8 @@ struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> 
   __device__ __forceinline__ void some(number* sums, const stored* states, int first, int count,
                                        int tile) const {
     constexpr int LEFT = TALL > ALONG ? TALL / ALONG : 1;
-    const int column = Own().column + threadIdx.x % ALONG * 4;
+    const Own own;
+    const int thread = threadIdx.x, lane = thread % 32, column = own.column + lane % ALONG * 4;
     number sum[TOGETHER][TALL] = {};
 #pragma unroll 1
     for (int c = 0; c < MORE; c++)
@@ -434,8 +435,6 @@ struct Held : Shares<ROWS, WIDTH, TALL * SIDE, 4 * (WIDE + MORE) * (32 / SIDE)> 
     for (int c = 0; c < WIDE; c++)
       add_products(sum, states, first, count, column + 4 * ALONG * c,
                    [&](int r) { return w[r][c]; });
-    const Own own;  // again: the compiler keeps less for so long
-    const int thread = threadIdx.x, lane = thread % 32;
     const int row = own.row + lane / ALONG * TALL + kept(lane);
 #pragma unroll
     for (int s = 0; s < TOGETHER; s++) {
@@ -524,9 +523,9 @@ struct Block {
     }
   }
 
-  // Part of step n: a product, and finish(place, n, fetched(place, n)) for each own unit and
-  // sequence. What a thread needs first is fetched before the product, which waits for other
-  // blocks, if there are registers for it.
+  // Part of step n: a product, and finish(place, fetched(place, n)) for each own unit and sequence.
+  // What a thread needs first is fetched before the product, which waits for other blocks, if there
+  // are registers for it.
   template <class Fetched, class Product, class Finish>
   __device__ __forceinline__ void run(int n, Fetched fetched, Product product, Finish finish) {
     for (int begin = 0; begin < sequences(); begin += tile) {
@@ -536,22 +535,22 @@ struct Block {
       decltype(fetched(at, n)) got = {};
       if (early) got = fetched(at, n);
       product(begin, now);
-      if (early) finish(at, n, got);
-#pragma unroll 1
+      if (early) finish(at, got);
       for (int k = TIGHT ? mine : mine + THREADS; k < all; k += THREADS) {
         const Place more = place(k, begin);
-        if (has(more)) finish(more, n, fetched(more, n));
+        if (has(more)) finish(more, fetched(more, n));
       }
     }
   }
 
-  // begin(place) for the own unit and sequence that a thread needs first.
+  // begin(place) for each own unit and sequence.
   template <class Begin>
   __device__ __forceinline__ void ahead(Begin begin) const {
-    const int mine = threadIdx.x;
-    if (mine >= UNITS * least(tile, sequences())) return;
-    const Place at = place(mine, 0);
-    if (has(at)) begin(at);
+#pragma unroll 1
+    for (int k = threadIdx.x; k < UNITS * sequences(); k += THREADS) {
+      const Place at = place(k, 0);
+      if (has(at)) begin(at);
+    }
   }
 
   // The product with a row (B, width) of states: with the first ones that there are, if any, which
@@ -724,8 +723,7 @@ __device__ __forceinline__ void forward(FORWARD(int)) {
           own.template multiply<HIDDEN>(held, n ? nullptr : h_first, n && !ALONE ? h : nullptr,
                                         row.before, begin, now);
         },
-        [&](const Place& at, int n, const Inputs<G>& in) {
-          const Rows row(n, steps, reverse);
+        [&](const Place& at, const Inputs<G>& in) {
           number value = own.own(at), other = Cell::has_c ? own.other(at) : 0, made[G];
           if (in.counts) {
             number from_x[G], from_h[G];
@@ -808,7 +806,7 @@ __device__ __forceinline__ void reset_forward(FORWARD(int)) {
           own.template multiply<HIDDEN>(held, n ? nullptr : h_first, n ? h : nullptr, row.before,
                                         begin, now);
         },
-        [&](const Place& at, int n, const Inputs<G>& in) {
+        [&](const Place& at, const Inputs<G>& in) {
           ResetStep<number> step = {0, 0, 0};
           if (in.counts) {
             number a[2];
@@ -819,7 +817,7 @@ __device__ __forceinline__ void reset_forward(FORWARD(int)) {
             }
             step = reset_step<number>(a[0], a[1], own.own(at));
           }
-          send(extra + at.in(Rows(n, steps, reverse).t, batch), step.u);
+          send(extra + at.in(row.t, batch), step.u);
           own.other(at) = step.z;
           if (!keep || !in.counts) return;
           stored* const g = gates + place(at, n);
@@ -831,8 +829,7 @@ __device__ __forceinline__ void reset_forward(FORWARD(int)) {
         [&](int begin, int now) {
           own.template multiply<HIDDEN>(held_u, nullptr, extra, row.t, begin, now);
         },
-        [&](const Place& at, int n, const Inputs<1>& in) {
-          const Rows row(n, steps, reverse);
+        [&](const Place& at, const Inputs<1>& in) {
           number value = own.own(at);
           if (in.counts) {
             const number a = load(in.x) + held_u.total(own.sums(), tile, at.s, at.row) +
@@ -847,6 +844,12 @@ __device__ __forceinline__ void reset_forward(FORWARD(int)) {
           store(y + at.in(row.t, batch), in.counts ? value : 0);
           if (n == steps - 1) store(h_last + at.in(0, batch), value);
         });
+    if (TIGHT && n + AHEAD < steps)
+      own.ahead([&](const Place& at) {
+        const stored* const g = gates + place(at, n + AHEAD);
+#pragma unroll
+        for (int gate = 0; gate < 3; gate++) prefetch(g + gate * HIDDEN);
+      });
   }
 }
 
@@ -922,8 +925,7 @@ __device__ __forceinline__ void backward(BACKWARD(int)) {
             own.template multiply<WIDTH>(held, nullptr, ALONE ? nullptr : da_hh, row.last, begin,
                                          now);
         },
-        [&](const Place& at, int n, const Seen<G>& in) {
-          const Back row(n, steps, reverse);
+        [&](const Place& at, const Seen<G>& in) {
           number whole = own.own(at), d = Cell::has_c ? own.other(at) : 0;
           if (n > 0) whole += held.total(own.sums(), tile, at.s, at.row);
           if (n == steps) {
@@ -1012,8 +1014,7 @@ __device__ __forceinline__ void reset_backward(BACKWARD(int)) {
           if (n > 0)
             own.template multiply<WIDTH, 0>(held, nullptr, da_hh, row.last, begin, now);
         },
-        [&](const Place& at, int n, const Seen<2>& in) {
-          const Back row(n, steps, reverse);
+        [&](const Place& at, const Seen<2>& in) {
           number whole = own.own(at);
           if (n > 0) whole += held.total(own.sums(), tile, at.s, at.row);
           if (n == steps) return store(dh + at.in(0, batch), whole);
@@ -1033,8 +1034,7 @@ __device__ __forceinline__ void reset_backward(BACKWARD(int)) {
         [&](int begin, int now) {
           own.template multiply<HIDDEN>(held_u, nullptr, da_u, row.t, begin, now);
         },
-        [&](const Place& at, int n, const Seen<1>& in) {
-          const Back row(n, steps, reverse);
+        [&](const Place& at, const Seen<1>& in) {
           ResetGradient<number> d = {0, 0};
           if (in.counts)
             d = reset_gradient<number>(load(in.gates), load(&in.h_before),
@@ -1043,6 +1043,15 @@ __device__ __forceinline__ void reset_backward(BACKWARD(int)) {
           own.own(at) += d.h;
           store(gates + place(at, row), d.r);
         });
+    if (TIGHT && n + AHEAD < steps)
+      own.ahead([&](const Place& at) {
+        const Back later(n + AHEAD, steps, reverse);
+        const stored* const g = gates + place(at, later);
+#pragma unroll
+        for (int gate = 0; gate < 3; gate++) prefetch(g + gate * HIDDEN);
+        prefetch(h + at.in(later.before, batch));
+        prefetch(dy + at.in(later.t, batch));
+      });
   }
 }
 
