@@ -139,6 +139,16 @@ def test_kernels_of_all_steps_fit_into_the_registers(
     assert not wrong
 
 
+def test_a_spill_is_seen(compiler: Compiler) -> None:
+    both = plans(Work((4,), 32), MIDDLE, 16, Limits(*DEVICES[90], True, 90))
+    assert both is not None
+    options = "--gpu-architecture=sm_90", "--ptxas-options=-v"
+    given = persistent.options("float32", MIDDLE, both[0].units, both[0].layouts)
+    text = persistent.source("lstm_all_forward").replace("(THREADS, 1)", "(2 * THREADS, 1)")
+    log = compiler.log(text, *options, *given)  # half as many registers
+    assert any("spill stores" in each for each in complaints(log))
+
+
 def complaints(log: str) -> Iterator[str]:
     """Yield what a block of so many threads cannot have, and what the compiler warns of."""
     (registers,) = map(int, re.findall(r"Used (\d+) registers", log))
