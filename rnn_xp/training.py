@@ -267,7 +267,8 @@ class Trainer:
         settings, step = self.settings, progress.step
         within = step % self.steps_a_pass
         first = within * settings.time_steps
-        rows = self._streams[first : first + settings.time_steps + 1, ...]
+        end = min(first + settings.time_steps + 1, self._streams.shape[0])
+        rows = self._streams[first:end, ...]
         x, targets = rows[:-1, ...], rows[1:, ...]
         state = progress.state if within else None
         seed = spawn(settings.seed, _DROPOUT, step)

@@ -86,6 +86,19 @@ def test_the_validation_loss_falls_and_the_best_is_kept() -> None:
     assert again == progress.best_loss
 
 
+def test_a_whole_pass_on_another_library_s_arrays() -> None:
+    """The last step of a pass is shorter, and array-api-strict takes no slice beyond the end."""
+    progress = []
+    for name in ("numpy", "strict"):
+        settings = Settings(passes=1, batch_size=4, time_steps=16)
+        backend = select(name)
+        trainer = Trainer(small_model(), backend, "float64", CODES[:500], CODES[500:560], settings)
+        assert trainer.steps_a_pass * 16 > 500 // 4
+        progress.append(trainer.start())
+        assert trainer.run(progress[-1]) == "finished"
+    assert progress[1].best_loss == pytest.approx(progress[0].best_loss, rel=1e-12)
+
+
 def test_early_stop() -> None:
     settings = Settings(passes=50, batch_size=4, time_steps=16, patience=2, learning_rate=5.0)
     trainer = Trainer(small_model(), NUMPY, "float32", CODES[:500], CODES[500:600], settings)
