@@ -60,6 +60,21 @@ class Device:
         xp.reads.append("synchronize")
 
 
+class Memory:
+    """Where the numbers of an array lie: `cupy.cuda.MemoryPointer`."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def memset_async(self, value: int, size: int, stream: Any = None) -> None:
+        host = self._array._host
+        theirs = xp.cupy.cuda.MemoryPointer.memset_async
+        check_call("MemoryPointer.memset_async", theirs, (self, value, size), {})
+        assert (size, host.flags.c_contiguous) == (host.nbytes, True)
+        xp.launched("memset", self._array)
+        host.reshape(-1).view(np.uint8)[...] = value
+
+
 class Array:
     """An array of the stand-in."""
 
@@ -104,6 +119,10 @@ class Array:
         return bool(self._read("bool").item())
 
     # Views
+
+    @property
+    def data(self) -> Memory:
+        return Memory(self)
 
     @property
     def device(self) -> Device:
@@ -226,6 +245,13 @@ class Namespace:
                     f"{name}: array device must be the current device: array device = "
                     f"{operand._device} while current = {self.current}"
                 )
+
+    def ndarray(self, shape: Any, dtype: Any) -> Array:
+        """Return an array in which what is read before it is written shows."""
+        made = np.ndarray(shape, dtype)
+        if made.dtype.kind in "fV":
+            made.fill(np.nan)
+        return Array(made)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from targets import benchmark_script, need
+from targets import benchmark_script, need, need_module
 
 from rnn_xp.accelerate import CORE
 
@@ -108,3 +108,19 @@ def test_wrong_options_are_one_line(
     line = capsys.readouterr().err
     assert said in line
     assert line.count("\n") == 1
+
+
+def test_the_host_s_part_of_a_call_on_cupy_s_own_arrays() -> None:
+    need_module("cupy")
+    namespace = need_module("array_api_compat.cupy")
+    before = namespace.dot
+    with benchmark_script("host") as host:
+        _, _, *lines = host.table(1)
+        rows = {tuple(cells[:3]): cells[5] for cells in (line[2:-2].split(" | ") for line in lines)}
+        assert len(rows) == len(host.CASES) * len(host.LAYERS) * 2
+        for cell in host.LAYERS:
+            assert rows["10,1,3,5", cell, "inference"] == "1 fill, 1 kernel, 1 product"
+            products = 6 if cell == "GRU" else 5
+            launched = rows["10,1,3,5", cell, "training"]
+            assert launched.endswith(f"3 fill, 2 kernel, {products} product")
+    assert namespace.dot is before

@@ -276,6 +276,7 @@ def test_the_trial_tries_blocks_that_wait_for_each_other(
         return true(*given)
 
     monkeypatch.setattr(persistent, "plans", plans)
+    persistent._planned.cache_clear()
     tried = Persistent(lambda *_: lambda *_, **__: None, lambda: H100)
     # Kernels that do nothing are found out.
     with pytest.warns(trial.TrialWarning), np.errstate(all="ignore"):

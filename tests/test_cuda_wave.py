@@ -1,19 +1,20 @@
-"""Levels at once, in chunks of steps: with the core in the kernels' place, on NumPy arrays."""
+"""Levels at once, in chunks of steps: with the kernels of a step in the place of those of all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from test_cuda_fused import on_standin
 
-from rnn_xp import GRU, LSTM, RNN, recurrence
+from rnn_xp import GRU, LSTM, RNN
 from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import wave
+from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.wave import Wave
-from rnn_xp.backend import operations
 from rnn_xp.doctor.engines import on_core, run_by
 from rnn_xp.layers import Recurrent
 
@@ -22,24 +23,35 @@ LAYERS: dict[str, Recurrent] = {
     "lstm": LSTM(3, 4, 3),
     "gru": GRU(3, 4, 2, bias=False),
     "reset before": GRU(3, 4, 4, reset_after=False),
-    "projected": LSTM(3, 4, 3, proj_size=2),
-    "peephole": LSTM(3, 4, 2, peephole=True),
     "dropout": GRU(3, 4, 3, dropout=0.4),
 }
 STEPS, BATCH = 10, 3
+PLAIN: dict[str, Any] = {"zeros": False, "seed": None}
 LENGTHS = {"full": None, "ragged": (10, 3, 7), "short": (2, 2, 1)}
 
 
-def results(layer: Recurrent, lengths: Any, *, zeros: bool, seed: int | None) -> list[Any]:
+def results(
+    layer: Recurrent,
+    lengths: Any,
+    put: Callable[[Any], Any] = np.copy,
+    *,
+    zeros: bool,
+    seed: int | None,
+) -> list[Any]:
     """Return what a forward and a backward run give, and inference."""
     rng = np.random.default_rng(0)
-    params = layer.init(1, dtype="float64")
-    x = rng.standard_normal((STEPS, BATCH, 3))
-    dy = rng.standard_normal((STEPS, BATCH, layer.output_size))
+    params = {name: put(a) for name, a in layer.init(1, dtype="float64").items()}
+    inputs = rng.standard_normal((STEPS, BATCH, 3))
+    wide = rng.standard_normal((STEPS, BATCH, 2 * layer.output_size))
+    if lengths is not None:  # what stands past a sequence's end must not matter
+        past = np.arange(STEPS)[:, None] >= np.asarray(lengths)[None, :]
+        inputs[past], wide[past] = np.nan, np.nan
+    x, dy = put(inputs), put(wide)[:, :, layer.output_size :]  # a view
 
     def state() -> Any:
         made = tuple(
-            rng.standard_normal((layer.num_layers, BATCH, size)) for size in layer.cell.state_sizes
+            put(rng.standard_normal((layer.num_layers, BATCH, size)))
+            for size in layer.cell.state_sizes
         )
         return None if zeros else made if len(made) > 1 else made[0]
 
@@ -60,31 +72,39 @@ def flat(value: Any) -> Iterator[Any]:
         yield value
 
 
+PUT = on_standin("float64")
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("steps", [1, 3, 4, 10, 25])
-def test_values_and_all_gradients_are_the_core_s(name: str, lengths: str, steps: int) -> None:
-    layer, engine = LAYERS[name], Wave(recurrence, one_by_one, steps)
+@pytest.mark.parametrize("chunk", [1, 3, 4, 10, 25])
+def test_values_and_all_gradients_are_the_core_s(
+    name: str, lengths: str, chunk: int, steps: Fused, xp: Any
+) -> None:
+    layer, engine = LAYERS[name], Wave(steps, one_by_one, chunk)
     for how in ({"zeros": False, "seed": None}, {"zeros": True, "seed": 5}):
         expected = results(on_core(layer), LENGTHS[lengths], **how)
-        found = results(run_by(layer, engine), LENGTHS[lengths], **how)
+        found = results(run_by(layer, engine), LENGTHS[lengths], PUT, **how)
         pairs = list(zip(flat(found), flat(expected), strict=True))
         assert len(pairs) >= 10
         for a, b in pairs:
             assert a.shape == b.shape
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(a._host, b, rtol=1e-12, atol=1e-13)
+    assert xp.reads == []
 
 
-def test_gradients_of_16_bits_are_added_in_32() -> None:
-    sums: dict[str, Any] = {}
-    for _ in range(3000):  # float16 knows no odd number above 2048
-        wave._add(operations(np), sums, {"bias": np.ones(2, dtype=np.float16)})
-    assert list(sums["bias"]) == [3000, 3000]
-    half = LAYERS["lstm"].init(0, dtype="float16")
-    layer = run_by(LAYERS["lstm"], Wave(recurrence, one_by_one, 4))
-    y, _, cache = layer.forward(half, np.ones((9, 2, 3), dtype=np.float16))
-    gradients, dx, _ = layer.backward(half, cache, y)
-    assert {a.dtype for a in (*gradients.values(), dx)} == {np.dtype(np.float16)}
+def test_what_a_chunk_launches(steps: Fused, xp: Any) -> None:
+    """A level's sums over time are once for all chunks."""
+    chunks: dict[int, Counter[str]] = {}
+    for chunk in (1, 5):
+        xp.launches.clear()
+        results(run_by(LAYERS["lstm"], Wave(steps, one_by_one, chunk)), None, PUT, **PLAIN)
+        chunks[STEPS // chunk] = Counter(xp.launches)
+    more = chunks[10] - chunks[2]
+    levels, runs = 3, 10 - 2
+    # Twice forward, once backward; the products of single steps are as many as they were.
+    assert more["dot"] == 3 * levels * runs
+    assert set(more) == {"dot", "setitem"}  # to begin a state
 
 
 class Streams:
@@ -118,14 +138,12 @@ class Stream:
         self.all.given[self.number] += self.all.given[other.number]
 
 
-class Watched:
-    """The core; each run of a chunk must have what it needs in its own place."""
+class Watched(Fused):
+    """Each run of a chunk must have what it needs in its own place."""
 
-    def __init__(self, streams: Streams, levels: int) -> None:
+    def __init__(self, like: Fused, streams: Streams, levels: int) -> None:
+        super().__init__(like._kernels)
         self.streams, self.levels = streams, levels
-
-    def fold(self, *given: Any) -> Any:
-        return recurrence.fold(*given)
 
     def ran(self, order: int) -> None:
         """Note the next chunk of the current place's level; `order` is -1 backward."""
@@ -139,19 +157,19 @@ class Watched:
             assert (level, chunk - 1) in mine
         mine.append((level, chunk))
 
-    def run(self, *given: Any, **how: Any) -> Any:
+    def run_into(self, *given: Any, **how: Any) -> Any:
         self.ran(1)
-        return recurrence.run(*given, **how)
+        return super().run_into(*given, **how)
 
-    def run_backward(self, *given: Any) -> Any:
+    def run_backward_into(self, *given: Any) -> Any:
         self.ran(-1)
-        return recurrence.run_backward(*given)
+        return super().run_backward_into(*given)
 
 
-def test_a_level_has_a_place_and_waits_for_the_one_that_it_needs() -> None:
+def test_a_level_has_a_place_and_waits_for_the_one_that_it_needs(steps: Fused, xp: Any) -> None:
     streams = Streams()
-    layer = run_by(LAYERS["lstm"], Wave(Watched(streams, 3), streams, 4))
-    results(layer, None, zeros=False, seed=None)
+    layer = run_by(LAYERS["lstm"], Wave(Watched(steps, streams, 3), streams, 4))
+    results(layer, None, PUT, **PLAIN)
     assert streams.said == ["fork", "join"] * 3
     chunks = {(level, chunk) for level in range(3) for chunk in range(3)}
     assert chunks == {done for place in streams.given for done in place}

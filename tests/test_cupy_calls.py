@@ -241,8 +241,11 @@ def test_arrays_of_two_libraries_or_devices_are_refused(xp: Any) -> None:
         layer(params, x)
     with pytest.raises(TypeError, match="h is a numpy ndarray but params is a"):
         layer(params, to.asarray(x), np.zeros((1, 2, 8), dtype=np.float32))
-    with pytest.raises(ValueError, match="device"):
+    with pytest.raises(ValueError, match="x is on the device"):
         layer(params, backend(1).asarray(x))
+    elsewhere = {**params, "bias_hh_l0": backend(1).asarray(np.zeros(24, dtype=np.float32))}
+    with pytest.raises(ValueError, match="bias_hh_l0 is on the device"):
+        layer(elsewhere, to.asarray(x))
     with pytest.raises(TypeError, match="numpy"):
         losses.squared_error(to.asarray(x), x)
     with pytest.raises(TypeError, match="numpy"):
@@ -351,18 +354,39 @@ def test_every_optimizer_stays_on_the_device_of_the_arrays(xp: Any) -> None:
 
 @pytest.mark.parametrize("xp", ["persistent", "kernels"], indirect=True)
 @pytest.mark.parametrize("layer", [LSTM(6, 8, 2), GRU(6, 8, bidirectional=True)], ids=str)
-def test_the_kernels_run_on_the_device_of_their_arrays(layer: Any, xp: Any) -> None:
-    """An engine makes it the current one: on another one every launch is refused."""
+def test_the_kernels_run_on_the_device_of_their_arrays(
+    layer: Any, xp: Any, request: pytest.FixtureRequest
+) -> None:
+    """A layer makes it the current one: on another one every launch is refused."""
     to = backend(1)
     params = moved(layer.init(0), to, "float32")
     x = to.asarray(np.ones((4, 2, 6), dtype=np.float32))
-    weights, loops = layer._weights(params)[0], layer._loops(operations(xp))
-    chosen, zeros = layer._engine(x), [None] * len(layer.cell.state)
-    w = chosen.fold(layer.cell, xp, weights)
-    y, _, kept = chosen.run(loops, w, x, zeros, keep=True)
-    chosen.run_backward(loops, weights, kept, y, zeros)
-    assert {a.device for a in (x, y)} == {to.device}
+    y, _, cache = layer.forward(params, x)
+    gradients, dx, _ = layer.backward(params, cache, y)
+    inferred, again = layer(params, x)[0], layer(layer.prepare(params), x)[0]
+    assert {a.device for a in (y, *gradients.values(), dx, inferred, again)} == {to.device}
     assert xp.current == 0
+    kind, name = request.node.callspec.params["xp"], type(layer).__name__.lower()
+    whole = "all_" if kind == "persistent" else ""
+    assert {f"{name}_{whole}{part}" for part in ("forward", "backward")} <= set(xp.launches)
+
+
+@pytest.mark.parametrize("xp", ["persistent"], indirect=True)
+def test_each_device_has_an_engine_of_its_own(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was chosen on one device is not taken on the next."""
+    able = Limits(2, 60000, cooperative=True)
+    monkeypatch.setattr(
+        persistent, "limits", lambda: able._replace(cooperative=xp.current == 0, device=xp.current)
+    )
+    engine.choose.cache_clear()
+    layer, ran = GRU(6, 8), []
+    for index in (0, 1, 0):
+        to = backend(index)
+        x = to.asarray(np.ones((4, 2, 6), dtype=np.float32))
+        xp.launches.clear()
+        layer(moved(layer.init(0), to, "float32"), x)
+        ran.append(xp.launches["gru_all_forward"])
+    assert ran == [1, 0, 1]
 
 
 @pytest.mark.parametrize("xp", ["persistent"], indirect=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import array_api_strict
 import numpy as np
@@ -138,6 +138,11 @@ CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: RNN(3, 4)(RNN(3, 4, bias=False).prepare(RNN(3, 4, bias=False).init(0)), X),
         ValueError,
         "params were prepared by",
+    ),
+    (
+        lambda: LAYER.forward(cast(Any, LAYER.prepare(PARAMS)), X),
+        TypeError,
+        "params must be a dict of arrays, as from init, got Prepared",
     ),
 ]
 

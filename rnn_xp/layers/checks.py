@@ -15,6 +15,7 @@ from rnn_xp.backend import (
     dtype_name,
     is_floating,
     is_traced,
+    namespace_at_once,
     same_device,
     to_numpy,
 )
@@ -53,8 +54,9 @@ def check_rate(name: str, value: object) -> None:
 def check_params(layer: HasShapes, params: Any) -> Namespace:
     """Raise unless `params` are the layer's parameters; return their namespace."""
     shapes = layer.shapes
-    if _fits(shapes, params):
-        return np
+    at_once = _fitting(shapes, params)
+    if at_once is not None:
+        return at_once
     if not isinstance(params, Mapping):
         raise TypeError(
             f"params must be a dict of arrays, as from init, got {type(params).__name__}"
@@ -81,22 +83,26 @@ def check_params(layer: HasShapes, params: Any) -> Namespace:
     return xp
 
 
-def _fits(shapes: Mapping[str, tuple[int, ...]], params: Any) -> bool:
-    """Tell at once that all is well with NumPy arrays: a small layer's step is that short."""
+def _fitting(shapes: Mapping[str, tuple[int, ...]], params: Any) -> Namespace | None:
+    """Return the namespace at once if all is plainly well: a small layer's step is that short."""
     if type(params) is not dict or len(params) != len(shapes):
-        return False
-    dtype = None
+        return None
+    like: Array = next(iter(params.values()))
+    xp = namespace_at_once(like)
+    if xp is None or not is_floating(like):
+        return None
+    kind, dtype, device = type(like), like.dtype, device_of(like)
+    if not getattr(dtype, "isnative", True):
+        return None
     for name, shape in shapes.items():
-        array = params.get(name)
-        if type(array) is not np.ndarray or array.shape != shape:
-            return False
-        if dtype is None:
-            dtype = array.dtype
-            if dtype.char not in "fd" or not dtype.isnative:
-                return False
-        elif array.dtype is not dtype and array.dtype != dtype:
-            return False
-    return dtype is not None
+        array: Array = params.get(name)
+        if type(array) is not kind or array.shape != shape:
+            return None
+        if array.dtype is not dtype and array.dtype != dtype:
+            return None
+        if xp is not np and device_of(array) != device:
+            return None
+    return xp
 
 
 def check_is_given(name: str, array: Array) -> None:

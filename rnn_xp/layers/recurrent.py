@@ -23,6 +23,7 @@ from rnn_xp.backend import (
     Operations,
     array_namespace,
     copy_of,
+    device_of,
     on_its_device,
     operations,
     select,
@@ -72,12 +73,12 @@ class Cache:
     """In the order of `shapes`."""
     engine: Engine
     like: Array
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...]
     """Of y."""
-    loops: tuple[Loop, ...] = ()
-    levels: Any = ()
+    loops: tuple[Loop, ...]
+    levels: Any
     """What the engine keeps of each; of all of them where they ran at once."""
-    at_once: bool = False
+    at_once: bool
     """Whether all levels ran in one call of the engine."""
     masks: Sequence[Array] = ()
     used: bool = False
@@ -242,14 +243,14 @@ class Recurrent:
                 whole = self._at_once(params, x, state, keep=False)
                 if whole is not None:
                     return whole[0], whole[1]
-            params = self._fold(params, check_params(self, params))
         elif params.layer is not self and params.layer != self:
             raise ValueError(f"params were prepared by {params.layer}, not by {self}")
         elif params.at_once is not None and lengths is None:
             done: tuple[Array, State] | None = params.at_once(x, state)
             if done is not None:
                 return done
-        return self._run(params, x, state, lengths)
+        y, state, _ = self._run(params, x, state, lengths)
+        return y, state
 
     def forward(
         self,
@@ -282,10 +283,8 @@ class Recurrent:
             done = self._at_once(params, x, state, keep=True)
             if done is not None:
                 return done
-        xp = check_params(self, params)
-        prepared = self._fold(params, xp)
-        cache = Cache(self, self._arrays(params), prepared.engine, prepared.like)
-        y, state = self._run(prepared, x, state, lengths, dropout_seed, cache)
+        y, state, cache = self._run(params, x, state, lengths, dropout_seed, keep=True)
+        assert cache is not None
         return y, state, cache
 
     def backward(
@@ -404,7 +403,6 @@ class Recurrent:
         cache = Cache(self, arrays, chosen, arrays[0], y.shape, self._numpy_loops, [kept], True)
         return y, state, cache
 
-    @on_its_device
     def _fold(self, params: Params, xp: Namespace) -> Prepared:
         weights = self._weights(params)
         like = weights[0][0]["weight_ih"]
@@ -428,17 +426,22 @@ class Recurrent:
     @on_its_device
     def _run(
         self,
-        prepared: Prepared,
+        params: Any,
         x: Array,
         state: State,
         lengths: Sequence[int] | Array | None,
         dropout_seed: Seed | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[Array, State]:
-        """Run all levels; fill the cache if there is one."""
+        *,
+        keep: bool = False,
+    ) -> tuple[Array, State, Cache | None]:
+        """Run all levels; return the cache, too, to `keep` it: of parameters, never prepared."""
+        prepared = params
+        if keep or not isinstance(params, Prepared):
+            prepared = self._fold(params, check_params(self, params))
         _, like, chosen, levels, loops, _ = prepared
-        xp = self._check_input(x, like)
-        batched, keep = x.ndim == 3, cache is not None
+        xp = loops[0].ops.xp
+        self._check_input(x, like)
+        batched = x.ndim == 3
         if not batched:
             x = x[:, None, :]
         if lengths is not None:
@@ -467,21 +470,24 @@ class Recurrent:
                 states.append(last)
                 kept.append(own)
         y = x if batched else x[:, 0, :]
-        if cache is not None:
-            cache.shape, cache.loops = tuple(y.shape), loops
-            cache.levels, cache.masks, cache.at_once = kept, masks, at_once is not None
-        return y, self._state_out(xp, states, batched)
+        cache = None
+        if keep:
+            arrays, shape = self._arrays(params), tuple(y.shape)
+            cache = Cache(
+                self, arrays, chosen, like, shape, loops, kept, at_once is not None, masks
+            )
+        return y, self._state_out(xp, states, batched), cache
 
-    def _check_input(self, x: Array, like: Array) -> Namespace:
-        """Raise unless x can be run; return its namespace."""
-        if type(x) is type(like) is np.ndarray and x.dtype == like.dtype:
+    def _check_input(self, x: Array, like: Array) -> None:
+        """Raise unless x can be run."""
+        if type(x) is type(like) and x.dtype == like.dtype and device_of(x) == device_of(like):
             shape = x.shape
-            if len(shape) == 3 and shape[2] == self.input_size and x.size:
-                return np  # all is well, at once
+            if len(shape) == 3 and shape[2] == self.input_size and 0 not in shape:
+                return  # all is well, at once
         if type(x) is OneHot:
-            return np  # it is this library's own
+            return  # it is this library's own
         check_is_given("x", x)
-        xp = array_namespace(params=like, x=x)
+        array_namespace(params=like, x=x)
         if x.ndim not in (2, 3):
             raise ValueError(
                 f"x must have shape (T, B, {self.input_size}), or (T, {self.input_size}) without "
@@ -497,7 +503,6 @@ class Recurrent:
             raise ValueError(
                 f"x must have at least one step and one sequence, got {tuple(x.shape)}"
             )
-        return xp
 
     def _ragged(
         self,

@@ -10,7 +10,7 @@ Two directions run one after the other, each on the whole device, or at once, ea
 half of it and on a stream of its own: by the same estimate of cost. So do the levels of a layer in
 one direction, in chunks of steps: `wave`.
 
-CuPy computes on its current device; a run enters that of its arrays first.
+CuPy computes on its current device; the layers enter that of their arrays first.
 
 `RNN_XP_ACCELERATE=0` in the environment leaves everything to the core.
 """
@@ -21,7 +21,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from math import inf
 from threading import local
 from typing import Any, NamedTuple
@@ -30,8 +30,9 @@ from rnn_xp.accelerate import CORE, Deep, Engine, OneByOne, Places, one_by_one
 from rnn_xp.accelerate.cuda import fused, persistent, plan, trial
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.persistent import MOST_STATES, KernelError, Persistent
+from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.accelerate.cuda.wave import Wave
-from rnn_xp.backend import Array, Namespace, Operations, device_of
+from rnn_xp.backend import Array, Namespace, Operations
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
 
@@ -133,6 +134,7 @@ class Cuda(Deep):
         streams: Places = one_by_one,
     ) -> None:
         self._fused, self._persistent, self._streams = fused, persistent, streams
+        self._best = lru_cache(maxsize=1024)(self._chosen)
         self._tried: dict[tuple[Any, ...], bool] = {}
         self._failed: dict[tuple[Any, ...], str] = {}
 
@@ -166,6 +168,13 @@ class Cuda(Deep):
             if took < apart and self._trusts(whole, cell, dtype, ops):
                 found.append(engine)
         return found
+
+    def _chosen(self, _: Any, *given: Any) -> Engine:
+        """Return the best of what is able to run, on the current device, which comes first."""
+        return self.able(*given)[-1]
+
+    def _device(self) -> Limits | None:
+        return None if self._persistent is None else self._persistent.limits()
 
     def why_not(self, cell: Cell, dtype: Any, batch: int, ops: Operations) -> str:
         """Return in one line why the steps do not run in one kernel here; empty where they do."""
@@ -217,12 +226,12 @@ class Cuda(Deep):
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run every direction over x; see `Engine`."""
         cell, ops, *_ = loops[0]
+        engine = self._best(self._device(), cell, x.dtype, x.shape[:2], ops, len(loops))
+        folded = _folded(engine, cell, ops, w)
         try:
-            with self._leaving(cell, x):
-                engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops))[-1]
-                folded = _folded(engine, cell, ops, w)
-                y, last, kept = engine.run(loops, folded, x, state, keep=keep)
-        except KernelError:
+            y, last, kept = engine.run(loops, folded, x, state, keep=keep)
+        except KernelError as error:
+            self._leave(cell, x.dtype, error)
             return self.run(loops, w, x, state, keep=keep)
         return y, last, Kept(engine, kept) if keep else None
 
@@ -235,8 +244,11 @@ class Cuda(Deep):
         dstate: Sequence[Array | None],
     ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
         """Run every direction backward through time; see `Engine`."""
-        with self._leaving(loops[0].cell, dy):
+        try:
             return kept.engine.run_backward(loops, weights, kept.kept, dy, dstate)
+        except KernelError as error:
+            self._leave(loops[0].cell, dy.dtype, error)
+            raise
 
     def run_levels(
         self,
@@ -249,14 +261,15 @@ class Cuda(Deep):
     ) -> tuple[Array, list[Sequence[Array]], Kept | None] | None:
         """Run every level over x, where they run at once; see `Deep`."""
         cell, ops, *_ = loops[0]
+        shape, ways = x.shape[:2], len(loops)
+        engine = self._best(self._device(), cell, x.dtype, shape, ops, ways, len(levels))
+        if not isinstance(engine, Wave):
+            return None
+        folded = [_folded(engine, cell, ops, w) for w in levels]
         try:
-            with self._leaving(cell, x):
-                engine = self.able(cell, x.dtype, x.shape[:2], ops, len(loops), len(levels))[-1]
-                if not isinstance(engine, Wave):
-                    return None
-                folded = [_folded(engine, cell, ops, w) for w in levels]
-                y, last, kept = engine.run_levels(loops, folded, x, states, keep=keep)
-        except KernelError:
+            y, last, kept = engine.run_levels(loops, folded, x, states, keep=keep)
+        except KernelError as error:
+            self._leave(cell, x.dtype, error)
             return None
         return y, last, Kept(engine, kept) if keep else None
 
@@ -270,29 +283,26 @@ class Cuda(Deep):
     ) -> tuple[list[Sequence[Weights]], Array, list[Sequence[Array]]]:
         """Run every level backward through time; see `Deep`."""
         assert isinstance(kept.engine, Wave)
-        with self._leaving(loops[0].cell, dy):
+        try:
             return kept.engine.run_levels_backward(loops, weights, kept.kept, dy, dstates)
+        except KernelError as error:
+            self._leave(loops[0].cell, dy.dtype, error)
+            raise
 
-    @contextmanager
-    def _leaving(self, cell: Cell, like: Array) -> Iterator[None]:
-        """Compute on the device of an array; if a kernel of all steps cannot run, leave and warn.
+    def _leave(self, cell: Cell, dtype: Any, error: KernelError) -> None:
+        """Warn that the kernels of all steps cannot run for a cell of this size; use them no more.
 
-        It is then used no more for a cell of this size.
+        On the current device.
         """
-        with device_of(like):
-            try:
-                yield
-            except KernelError as error:
-                assert self._persistent is not None
-                self._failed[self._persistent.limits(), cell, like.dtype] = str(error)
-                warnings.warn(
-                    f"the {like.dtype} CUDA kernel of all steps of {type(cell).__name__} with "
-                    f"hidden_size={cell.hidden_size} cannot run here, and is not used any more: "
-                    f"{error}",
-                    trial.TrialWarning,
-                    stacklevel=2,
-                )
-                raise
+        assert self._persistent is not None
+        self._failed[self._persistent.limits(), cell, dtype] = str(error)
+        self._best.cache_clear()
+        warnings.warn(
+            f"the {dtype} CUDA kernel of all steps of {type(cell).__name__} with "
+            f"hidden_size={cell.hidden_size} cannot run here, and is not used any more: {error}",
+            trial.TrialWarning,
+            stacklevel=3,
+        )
 
 
 def _folded(engine: Engine, cell: Cell, ops: Operations, w: Arranged) -> Any:

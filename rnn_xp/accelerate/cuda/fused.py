@@ -74,6 +74,14 @@ class Kept(NamedTuple):
     extra: Array | None
     """(T, B, H): q of the GRU, u of the one that resets before."""
 
+    def part(self, begin: int, end: int) -> Kept:
+        """Return a view of some of the steps."""
+        x, gates, *states, extra = self
+        rows, batch = slice(begin, end), self.h.shape[1]
+        lines = slice(begin * batch, end * batch)
+        h, c = (None if a is None else a[begin : end + 1, ...] for a in states)
+        return Kept(x[lines], gates[lines], h, c, None if extra is None else extra[rows, ...])
+
 
 class Made(NamedTuple):
     """The gradients of the pre-activations, (T * B, gates * H) each."""
@@ -84,6 +92,11 @@ class Made(NamedTuple):
     """Of the product with h."""
     u: Array | None
     """Of the product with u = r ∘ h."""
+
+    def part(self, begin: int, end: int, batch: int) -> Made:
+        """Return a view of some of the steps."""
+        lines = slice(begin * batch, end * batch)
+        return Made(*(None if a is None else a[lines] for a in self))
 
 
 class Fused:
@@ -117,19 +130,35 @@ class Fused:
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
         cell, ops, ragged, _ = loop
-        steps, batch, inputs = x.shape
-        hidden = cell.hidden_size
         if ragged is not None:
             x = zero_rows(ops, ragged.valid, x)
-        x = ops.xp.reshape(x, (steps * batch, inputs))
-        h, c = pair(
-            [self._rows(ops, k, (steps, batch, hidden), x, keep=keep) for k in range(len(state))]
-        )
-        extra = self._extra(ops, cell, (steps, batch, hidden), x, keep=keep)
-        kept = Kept(x, ops.xp.dot(x, w["weight_ih"].T), h, c, extra)
-        y = ops.buffer((steps, batch, hidden), x)
-        last = self._forward(loop, w, kept, state, y, keep=keep)
+        kept = self.room(cell, ops, x, keep=keep)
+        y = ops.buffer((*x.shape[:2], cell.hidden_size), x)
+        last = self.run_into(loop, w, kept, state, y, keep=keep)
         return y, last, kept if keep else None
+
+    def room(self, cell: Cell, ops: Operations, x: Array, *, keep: bool) -> Kept:
+        """Return the arrays that a run over x (T, B, I) fills."""
+        steps, batch, inputs = x.shape
+        shape = steps, batch, cell.hidden_size
+        states = [self._rows(ops, k, shape, x, keep=keep) for k in range(len(cell.state))]
+        gates = ops.buffer((steps * batch, cell.gates * cell.hidden_size), x)
+        extra = self._extra(ops, cell, shape, x, keep=keep)
+        return Kept(x.reshape(steps * batch, inputs), gates, *pair(states), extra)
+
+    def run_into(
+        self,
+        loop: Loop,
+        w: Weights,
+        kept: Kept,
+        state: Sequence[Array | None],
+        y: Array,
+        *,
+        keep: bool,
+    ) -> list[Array]:
+        """Run the cell over `kept.x`, zero where no step counts; return the last state."""
+        loop.ops.xp.dot(kept.x, w["weight_ih"].T, out=kept.gates)
+        return self._forward(loop, w, kept, state, y, keep=keep)
 
     def _rows(
         self, ops: Operations, part: int, shape: tuple[int, ...], like: Array, *, keep: bool
@@ -145,8 +174,8 @@ class Fused:
         steps, *state = shape
         return ops.buffer((steps if keep else 1, *state), like) if cell.extras else None
 
-    def _made(self, ops: Operations, cell: Cell, kept: Kept, dy: Array) -> Made:
-        """Return arrays for the gradients of the pre-activations."""
+    def made(self, cell: Cell, ops: Operations, kept: Kept, dy: Array) -> Made:
+        """Return the arrays that a backward run fills with gradients of the pre-activations."""
         kind, (steps, batch, hidden) = _KINDS[type(cell)], dy.shape
         made = Made(kept.gates, kept.gates, None)
         if kind.blocks_hh:
@@ -195,20 +224,35 @@ class Fused:
         self,
         loop: Loop,
         weights: Weights,
-        chunks: Kept,
+        kept: Kept,
         dy: Array,
         dstate: Sequence[Array | None],
     ) -> tuple[Weights, Array, Sequence[Array]]:
         """Run the cell backward through time; see `recurrence.run_backward`."""
         cell, ops, _, reverse = loop
-        xp, (steps, batch, hidden) = ops.xp, dy.shape
-        w = self.fold(cell, xp, weights)
-        first = [ops.buffer((batch, hidden), dy) for _ in dstate]
-        made = self._made(ops, cell, chunks, dy)
-        self._backward(loop, w, chunks, xp.ascontiguousarray(dy), dstate, first, made)
-        gradients = _gradients(ops, w, chunks, made, reverse)
-        dx = xp.reshape(xp.dot(made.ih, w["weight_ih"]), (steps, batch, chunks.x.shape[1]))
-        return gradients, dx, first
+        w = self.fold(cell, ops.xp, weights)
+        made = self.made(cell, ops, kept, dy)
+        dx = ops.buffer((*dy.shape[:2], kept.x.shape[1]), dy)
+        first = self.run_backward_into(
+            loop, w, kept, made, ops.xp.ascontiguousarray(dy), dstate, dx
+        )
+        return gradients(ops, w, kept, made, reverse=reverse), dx, first
+
+    def run_backward_into(
+        self,
+        loop: Loop,
+        w: Weights,
+        kept: Kept,
+        made: Made,
+        dy: Array,
+        dstate: Sequence[Array | None],
+        dx: Array,
+    ) -> list[Array]:
+        """Run the cell backward, dy contiguous; return the gradients of the first state."""
+        first = [loop.ops.buffer(tuple(dy.shape[1:]), dy) for _ in dstate]
+        self._backward(loop, w, kept, dy, dstate, first, made)
+        loop.ops.xp.dot(made.ih, w["weight_ih"], out=dx.reshape(-1, dx.shape[2]))
+        return first
 
     def _backward(
         self,
@@ -230,9 +274,9 @@ class Fused:
             carry = ops.xp.zeros((batch, hidden), dtype=dy.dtype)
         kernels = self._named(_KINDS[type(cell)].backward, dy)
         # Of two products, the step's second one is the first here.
-        operands = (made.hh, made.u)[: len(kernels)][::-1]
+        operands = [a.reshape(steps, batch, -1) for a in (made.u, made.hh) if a is not None]
         stages = [
-            (kernel, ops.unstack(ops.xp.reshape(rows, (steps, batch, -1))), weight)
+            (kernel, ops.unstack(rows), weight)
             for kernel, rows, weight in zip(kernels, operands, _blocks(cell, w)[::-1], strict=True)
         ]
         arguments = pointers(valid(ragged), dy, *kept[1:], *pair(dstate), carry, made.hh, made.u)
@@ -279,26 +323,26 @@ def _threads(batch: int, hidden: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     return (batch, -(-hidden // threads)), (threads,)
 
 
-def _gradients(ops: Operations, w: Weights, kept: Kept, made: Made, reverse: bool) -> Weights:
+def gradients(ops: Operations, w: Weights, kept: Kept, made: Made, *, reverse: bool) -> Weights:
     """Return the gradients of all weights, summed over time and batch."""
     xp, h = ops.xp, kept.h
-    before = xp.reshape(h[1:, ...] if reverse else h[:-1, ...], (-1, h.shape[2]))
-    gradients = {
+    before = (h[1:, ...] if reverse else h[:-1, ...]).reshape(-1, h.shape[2])
+    found = {
         "weight_ih": xp.dot(made.ih.T, kept.x),
         "weight_hh": xp.dot(made.hh.T, before),
     }
     if made.u is not None:
         through_u = xp.dot(made.u.T, xp.reshape(kept.extra, (-1, h.shape[2])))
-        gradients["weight_hh"] = xp.concat((gradients["weight_hh"], through_u), axis=0)
+        found["weight_hh"] = xp.concat((found["weight_hh"], through_u), axis=0)
     if "bias_ih" in w:
         ones = xp.ones((1, h.shape[1] * (h.shape[0] - 1)), dtype=h.dtype)
-        gradients["bias_ih"] = xp.dot(ones, made.ih)[0, ...]  # a sum, but by a faster kernel
+        found["bias_ih"] = xp.dot(ones, made.ih)[0, ...]  # a sum, but by a faster kernel
         # With u both biases stand in the same sum.
         same = made.u is not None or made.hh is made.ih
-        gradients["bias_hh"] = (
-            xp.asarray(gradients["bias_ih"], copy=True) if same else xp.dot(ones, made.hh)[0, ...]
+        found["bias_hh"] = (
+            xp.asarray(found["bias_ih"], copy=True) if same else xp.dot(ones, made.hh)[0, ...]
         )
-    return {name: gradients[name] for name in w}
+    return {name: found[name] for name in w}
 
 
 def source(name: str = "fused.cu") -> str:

@@ -10,9 +10,8 @@ compiled when a size first runs, for what `plan` finds. The kernels of a run are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from math import inf
 from typing import Any, NamedTuple
 
@@ -132,7 +131,8 @@ class Persistent(Fused):
             return _empty(ops, shape, like)  # u
         return super()._extra(ops, cell, shape, like, keep=keep) if keep else None
 
-    def _made(self, ops: Operations, cell: Cell, kept: Kept, dy: Array) -> Made:
+    def made(self, cell: Cell, ops: Operations, kept: Kept, dy: Array) -> Made:
+        """Return the arrays that a backward run fills with gradients of the pre-activations."""
         gates, (steps, batch, hidden) = _KINDS[type(cell)].gates, dy.shape
         hh = _empty(ops, (steps * batch, gates[0] * hidden), dy)
         u = _empty(ops, (steps * batch, hidden), dy) if len(gates) == 2 else None
@@ -185,34 +185,36 @@ class Persistent(Fused):
         steps, batch, _ = like.shape
         kernel, plan = self._kernel(loop, part, like)
         arguments = (batch, steps, plan.share, plan.tile, *how, *fused.pointers(*arrays))
-        with _failing():
+        try:
             kernel((plan.blocks,), (THREADS,), arguments, shared_mem=plan.shared)
+        except Exception as error:  # any: the driver's
+            raise KernelError(named_line(error)) from error
 
     def _kernel(self, loop: Loop, part: int, like: Array) -> tuple[Kernel, Plan]:
         """Return the compiled kernel of a run, and its plan."""
         kind, (_, batch, hidden) = _KINDS[type(loop.cell)], like.shape
-        found = plans(_work(loop.cell, like.dtype), hidden, batch, self.limits())
-        assert found is not None, "chosen although it does not fit"
-        plan, name = found[part], f"{kind.name}_all_{PARTS[part]}"
-        given = options(fused.NAMES[like.dtype.char], hidden, plan.units, plan.layouts)
-        with _failing():
-            return self._compiled(name, given), plan
+        work, dtype = _work(loop.cell, like.dtype), fused.NAMES[like.dtype.char]
+        plan, given = _planned(part, work, dtype, hidden, batch, self.limits())
+        try:
+            return self._compiled(f"{kind.name}_all_{PARTS[part]}", given), plan
+        except Exception as error:  # any: the compiler's
+            raise KernelError(named_line(error)) from error
 
 
-@contextmanager
-def _failing() -> Iterator[None]:
-    """Turn any error, the compiler's or the driver's, into a `KernelError`."""
-    try:
-        yield
-    except Exception as error:
-        raise KernelError(named_line(error)) from error
+@lru_cache(maxsize=1024)
+def _planned(
+    part: int, work: Work, dtype: str, hidden: int, batch: int, limits: Limits
+) -> tuple[Plan, tuple[str, ...]]:
+    """Return how a kernel lies on the device, and how it is compiled."""
+    found = plans(work, hidden, batch, limits)
+    assert found is not None, "chosen although it does not fit"
+    return found[part], options(dtype, hidden, found[part].units, found[part].layouts)
 
 
 def _empty(ops: Operations, shape: tuple[int, ...], like: Array) -> Array:
     """Return an array in which no number is yet: EMPTY of persistent.cu everywhere."""
-    xp = ops.xp
-    bits = xp.int16 if like.dtype.itemsize == 2 else xp.int32
-    empty: Array = xp.full(shape, -1, dtype=bits).view(like.dtype)
+    empty = ops.buffer(shape, like)
+    empty.data.memset_async(0xFF, empty.nbytes)
     return empty
 
 
@@ -233,7 +235,6 @@ def source(name: str) -> str:
     return f"{fused.source('persistent.cu')}{part.upper()}_KERNEL({kind.name}, {function})\n"
 
 
-@cache
 def options(dtype: str, hidden: int, units: int, layouts: tuple[Layout, ...]) -> tuple[str, ...]:
     """Return how the source is compiled for a dtype, a hidden size and a plan's units."""
     given = {"THREADS": THREADS, "HIDDEN": hidden, "UNITS": units}

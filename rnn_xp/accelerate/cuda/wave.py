@@ -2,8 +2,9 @@
 
 While a level runs one chunk, the level above it runs the chunk before, so that after the first
 chunks all of them run; backward the same, from the last chunk and the highest level on. A level's
-states pass from chunk to chunk, and its weights' gradients are the sums over all chunks, of 16-bit
-numbers in float32. Only levels of one direction: in two, a level needs all steps of the one below.
+states pass from chunk to chunk. In training the chunks are parts of one run's arrays, so that a
+level's gradients are one product each over all steps. Only levels of one direction: in two, a level
+needs all steps of the one below.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from rnn_xp.accelerate import Deep, OneByOne, of_direction, stacked
-from rnn_xp.backend import Array, Operations
+from rnn_xp.accelerate.cuda.fused import Fused, Kept, gradients
+from rnn_xp.backend import Array
 from rnn_xp.cells.base import Weights
-from rnn_xp.recurrence import Loop, Ragged
+from rnn_xp.recurrence import Loop, Ragged, zero_rows
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,14 @@ class Wave(OneByOne, Deep):
 
     Parameters
     ----------
-    each : Recurrence
+    each : Fused
         Runs one level on its part of the device.
     places : Places
     steps : int
         Of a chunk.
     """
 
+    each: Fused
     steps: int = 1
 
     def run_levels(
@@ -43,75 +46,78 @@ class Wave(OneByOne, Deep):
         states: Sequence[Sequence[Array | None]],
         *,
         keep: bool,
-    ) -> tuple[Array, list[Sequence[Array]], list[list[Any]]]:
+    ) -> tuple[Array, list[Sequence[Array]], list[Kept]]:
         """Run every level over x; see `Deep`."""
-        (loop,), ops = loops, loops[0].ops
+        (loop,), each = loops, self.each
+        cell, ops, ragged, _ = loop
+        if ragged is not None:
+            x = zero_rows(ops, ragged.valid, x)
         last: list[Any] = [of_direction(state, 0) for state in states]
-        kept: list[list[Any]] = [[] for _ in levels]
         # Nothing of them is free for other work before all places have met.
-        outputs: list[list[Array]] = [[] for _ in levels]
+        rows, kept = [x], list[Kept]()
         with self.places(len(levels)) as places:
-            for begin, own in _chunks(loop, x.shape[0], self.steps):
-                y = x[begin : begin + self.steps, ...]
-                for k, (w,) in enumerate(levels):
+            for place in places:
+                with place:
+                    if keep:
+                        kept.append(each.room(cell, ops, rows[-1], keep=True))
+                    rows.append(ops.buffer((*x.shape[:2], cell.hidden_size), x))
+            for begin, end, own in _chunks(loop, x.shape[0], self.steps):
+                below, *outputs = (a[begin:end, ...] for a in rows)
+                for k, ((w,), y) in enumerate(zip(levels, outputs, strict=True)):
                     if k:
                         places[k].follow(places[k - 1])
                     with places[k]:
-                        y, last[k], made = self.each.run(own, w, y, last[k], keep=keep)
-                    kept[k].append(made)
-                    outputs[k].append(y)
-        y = ops.xp.concat(outputs[-1], axis=0)
-        return y, [stacked(ops.xp, [state]) for state in last], kept
+                        if keep:
+                            part = kept[k].part(begin, end)
+                        else:
+                            part = each.room(cell, ops, below, keep=False)
+                        last[k] = each.run_into(own, w, part, last[k], y, keep=keep)
+                    below = y
+        return rows[-1], [stacked(ops.xp, [state]) for state in last], kept
 
     def run_levels_backward(
         self,
         loops: Sequence[Loop],
         weights: Sequence[Sequence[Weights]],
-        kept: list[list[Any]],
+        kept: list[Kept],
         dy: Array,
         dstates: Sequence[Sequence[Array | None]],
     ) -> tuple[list[Sequence[Weights]], Array, list[Sequence[Array]]]:
         """Run every level backward through time; see `Deep`."""
-        (loop,), ops = loops, loops[0].ops
+        (loop,), each = loops, self.each
+        cell, ops, *_ = loop
+        steps, batch, _ = dy.shape
+        dy = ops.xp.ascontiguousarray(dy)
+        w = [each.fold(cell, ops.xp, own) for (own,) in weights]
         first: list[Any] = [of_direction(state, 0) for state in dstates]
-        sums: list[dict[str, Array]] = [{} for _ in weights]
-        # Both stay until another place may have their memory: the chunk until the level below
-        # follows, which gave its x, and dx until all have met.
-        held: list[Any] = [None] * len(weights)
-        inputs: list[list[Array]] = [[] for _ in weights]
+        # Both stay until all places have met.
+        made, inputs = [], []
+        found: list[Sequence[Weights]] = []
         with self.places(len(weights)) as places:
-            for begin, own in reversed(list(_chunks(loop, dy.shape[0], self.steps))):
-                dx = dy[begin : begin + self.steps, ...]
+            for place, own in zip(places, kept, strict=True):
+                with place:
+                    made.append(each.made(cell, ops, own, dy))
+                    inputs.append(ops.buffer((steps, batch, own.x.shape[1]), dy))
+            for begin, end, own_loop in reversed(list(_chunks(loop, steps, self.steps))):
+                above = dy[begin:end, ...]
                 for k in reversed(range(len(weights))):
                     if k + 1 < len(weights):
                         places[k].follow(places[k + 1])
-                    held[k] = kept[k].pop()
+                    dx = inputs[k][begin:end, ...]
                     with places[k]:
-                        made, dx, first[k] = self.each.run_backward(
-                            own, weights[k][0], held[k], dx, first[k]
+                        parts = kept[k].part(begin, end), made[k].part(begin, end, batch)
+                        first[k] = each.run_backward_into(
+                            own_loop, w[k], *parts, above, first[k], dx
                         )
-                        _add(ops, sums[k], made)
-                    inputs[k].insert(0, dx)
-        dx = ops.xp.concat(inputs[0], axis=0)
-        gradients: list[Sequence[Weights]] = [
-            [{name: _as(ops, part, dy.dtype) for name, part in own.items()}] for own in sums
-        ]
-        return gradients, dx, [stacked(ops.xp, [state]) for state in first]
+                    above = dx
+            for k, place in enumerate(places):
+                with place:
+                    found.append([gradients(ops, w[k], kept[k], made[k], reverse=False)])
+        return found, inputs[0], [stacked(ops.xp, [state]) for state in first]
 
 
-def _add(ops: Operations, sums: dict[str, Array], made: Weights) -> None:
-    """Add a chunk's gradients to the sums; the first one's begin them."""
-    for name, part in made.items():
-        wide = _as(ops, part, ops.xp.float32) if part.dtype.itemsize == 2 else part
-        sums[name] = ops.add(sums[name], wide, out=sums[name]) if name in sums else wide
-
-
-def _as(ops: Operations, a: Array, dtype: Any) -> Array:
-    return a if a.dtype == dtype else ops.xp.astype(a, dtype)
-
-
-def _chunks(loop: Loop, steps: int, chunk: int) -> Iterator[tuple[int, Loop]]:
-    """Yield where each chunk begins, and its loop."""
+def _chunks(loop: Loop, steps: int, chunk: int) -> Iterator[tuple[int, int, Loop]]:
+    """Yield where each chunk begins and ends, and its loop."""
     ragged = loop.ragged
     for begin in range(0, steps, chunk):
         own = None
@@ -122,4 +128,4 @@ def _chunks(loop: Loop, steps: int, chunk: int) -> Iterator[tuple[int, Loop]]:
                 ragged.valid[begin:end, ...],
                 max(0, ragged.shortest - begin),
             )
-        yield begin, loop._replace(ragged=own)
+        yield begin, end, loop._replace(ragged=own)
