@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rnn_xp import accelerate
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -75,8 +76,10 @@ def softmax_cross_entropy(
         raise TypeError(f"targets must be integers, got {dtype_name(targets.dtype)}")
     flat = xp.reshape(widened(xp, logits), (-1, classes))
     weights = _weights(xp, mask, shape[:-1], flat, reduction)
-    index = xp.arange(classes, device=device_of(logits))
-    numbers = xp.reshape(xp.astype(targets, index.dtype, copy=False), (-1, 1))
+    on_gpu = accelerate.training_on_gpu(flat)
+    index = None if on_gpu else xp.arange(classes, device=device_of(logits))
+    integer = xp.int64 if index is None else index.dtype
+    numbers = xp.reshape(xp.astype(targets, integer, copy=False), (-1, 1))
     counts = None if mask is None else xp.reshape(mask, (-1, 1))
     if counts is not None:
         numbers = xp.where(counts, numbers, xp.zeros_like(numbers))
@@ -87,6 +90,9 @@ def softmax_cross_entropy(
     ops = operations(xp)
 
     def formula(flat: Array) -> tuple[Array, Array]:
+        if index is None:
+            made: tuple[Array, Array] = on_gpu.cross_entropy(xp, flat, numbers, weights)
+            return made
         small = on_host and _is_small(flat)
         shifted = flat if small else flat - xp.max(flat, axis=1, keepdims=True)
         picked = xp.take_along_axis(shifted, numbers, axis=1)

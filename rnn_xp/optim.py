@@ -73,6 +73,9 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
                 f"{first} {dtype_name(like.dtype)} on {device_of(like)}: expected the same"
             )
     with unrecorded(xp):
+        made = accelerate.clip(list(grads.values()), max_norm)
+        if made is not None:
+            return dict(zip(grads, made[0], strict=True)), made[1]
         norm = _global_norm(xp, list(grads.values()))
         if xp is np and norm + 1e-6 <= max_norm:
             return dict(grads), norm
@@ -424,11 +427,11 @@ class Average:
         for name, value in params.items():
             check_given(f"the mean of {name}", state["mean"][name], value.shape, value)
         new = 1.0 - _functions(step).minimum(float(self.decay), (1.0 + step) / (10.0 + step))
+        mean: Params = {}
         with unrecorded(xp):
-            mean = {
-                name: _array(xp, old + new * (params[name] - old))
-                for name, old in state["mean"].items()
-            }
+            for name, old in state["mean"].items():
+                made = accelerate.moved(old, params[name], new)
+                mean[name] = _array(xp, old + new * (params[name] - old)) if made is None else made
         return {"step": step + 1, "mean": mean}
 
 

@@ -39,6 +39,10 @@ AFTER = """
 template <class A> struct Code { static constexpr char value = 'q'; };
 template <class A> struct Code<A*> { static constexpr char value = 'P'; };
 template <> struct Code<const bool*> { static constexpr char value = '?'; };
+template <> struct Code<const long long*> { static constexpr char value = 'L'; };
+template <> struct Code<double> { static constexpr char value = 'd'; };
+template <> struct Code<double*> { static constexpr char value = 'D'; };
+template <> struct Code<const double*> { static constexpr char value = 'D'; };
 template <class... A, size_t... K>
 static void launch(void (*kernel)(A...), void** args, std::index_sequence<K...>) {
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++)
@@ -81,18 +85,22 @@ class Kernel:
         assert block[0] <= 1024
         standin.xp.launched(self.name, *args)
         values = [self._value(a, code) for a, code in zip(args, self._codes, strict=True)]
-        cells = [ctypes.c_int64(value) for value in values]
+        cells = [
+            (ctypes.c_double if code == "d" else ctypes.c_int64)(value)
+            for value, code in zip(values, self._codes, strict=True)
+        ]
         pointers = (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells))
         self._launch(*grid, *block, pointers)
 
-    def _value(self, value: Any, code: str) -> int:
-        if code == "q":
-            assert type(value) is int, (self.name, value)
+    def _value(self, value: Any, code: str) -> Any:
+        if code in "qd":
+            assert type(value) is (int if code == "q" else float), (self.name, value)
             return value
         if type(value) is int and value == 0:  # a null pointer; None is none in every CuPy
             return 0
         assert isinstance(value, standin.Array), (self.name, type(value))
-        assert value.dtype == ("bool" if code == "?" else self._dtype), (self.name, value.dtype)
+        dtype = {"?": "bool", "L": "int64", "D": "float64", "P": self._dtype}[code]
+        assert value.dtype == dtype, (self.name, value.dtype)
         assert value.flags.c_contiguous, self.name
         return int(value._host.ctypes.data)
 

@@ -287,7 +287,7 @@ class Function:
             return made  # a dtype, or what is asked of one
         for array in given:
             if isinstance(array, Array) and made is array._host:  # itself, or out=
-                if name != "asarray":
+                if name not in ("asarray", "ascontiguousarray", "astype"):
                     xp.launched(name, *given)
                 return array
         moved = name in ("asarray", "empty") and not any(isinstance(a, Array) for a in given)

@@ -13,7 +13,7 @@ import pytest
 from targets import need_module
 from test_cuda_fused import RUN_HERE
 
-from rnn_xp.accelerate.cuda import fused, persistent
+from rnn_xp.accelerate.cuda import fused, persistent, training
 from rnn_xp.accelerate.cuda.plan import BFLOAT16, THREADS, Limits, Work, plans
 from rnn_xp.cells import CELLS
 
@@ -58,10 +58,13 @@ def compiler() -> Any:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile_without_spills(architecture: int, dtype: str, compiler: Compiler) -> None:
+@pytest.mark.parametrize("source", [fused.source(), training.source()], ids=["fused", "training"])
+def test_kernels_compile_without_spills(
+    source: str, architecture: int, dtype: str, compiler: Compiler
+) -> None:
     options = f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", "-ftz=true"
-    log = compiler.log(fused.source(), *options, *fused.options(dtype))
-    names = set(re.findall(r"__global__ void (\w+)\(", fused.source()))
+    log = compiler.log(source, *options, *fused.options(dtype))
+    names = set(re.findall(r"__global__ void (\w+)\(", source))
     assert set(re.findall(r"Compiling entry function '(\w+)'", log)) == names
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
     assert len(spills) >= len(names)
@@ -172,7 +175,9 @@ def test_what_blocks_give_each_other_is_read_and_written_as_such(access: str) ->
     assert f'asm volatile("{access} ' in before
 
 
-@pytest.mark.parametrize("source", [fused.source(), *map(persistent.source, persistent.NAMES)])
+@pytest.mark.parametrize(
+    "source", [fused.source(), training.source(), *map(persistent.source, persistent.NAMES)]
+)
 def test_any_locale_can_write_the_source(source: str) -> None:
     assert source.isascii()
 

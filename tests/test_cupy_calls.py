@@ -19,7 +19,7 @@ from targets import need_module
 
 from rnn_xp import GRU, LSTM, RNN, Pool, character_model, losses, optim
 from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import engine, fused, persistent, plan, trial
+from rnn_xp.accelerate.cuda import engine, fused, persistent, plan, training, trial
 from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, BackendError, operations, select
 from rnn_xp.cli import main
@@ -41,12 +41,18 @@ def persistent_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return library.kernels()
 
 
+@pytest.fixture(scope="module")
+def training_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return elementwise_on_cpu.kernels(training.source(), tmp_path_factory.mktemp("training"))
+
+
 @pytest.fixture(params=["persistent", "kernels", "core"])
 def xp(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     kernels: Any,
     persistent_kernels: Any,
+    training_kernels: Any,
 ) -> Any:
     """The stand-in, with all kernels, with those of a step, and with the core alone."""
     need_module("ml_dtypes")
@@ -55,15 +61,18 @@ def xp(
         monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
     monkeypatch.setattr(fused, "compiled", kernels)
     monkeypatch.setattr(persistent, "compiled", persistent_kernels)
+    monkeypatch.setattr(training, "compiled", training_kernels)
     limits = Limits(2, 60000, request.param == "persistent")
     monkeypatch.setattr(persistent, "limits", lambda: limits)
     monkeypatch.setattr(trial, "passes", lambda *_: True)  # which reads its errors once
     monkeypatch.setattr(engine, "streams", one_by_one)
     monkeypatch.setattr(plan, "BEGIN", 0.1)  # so that few steps are enough to run levels at once
     monkeypatch.setattr(plan, "RUN", 0.0)
-    engine.choose.cache_clear()
+    for choice in (engine.choose, training.choose):
+        choice.cache_clear()
     yield standin.xp
-    engine.choose.cache_clear()
+    for choice in (engine.choose, training.choose):
+        choice.cache_clear()
 
 
 def backend(index: int = 0) -> Backend:

@@ -22,12 +22,12 @@ from rnn_xp import backend as backends
 from rnn_xp import recurrence
 from rnn_xp.accelerate import native, one_by_one
 from rnn_xp.accelerate.cuda import engine as cuda
-from rnn_xp.accelerate.cuda import fused, persistent, plan
+from rnn_xp.accelerate.cuda import fused, persistent, plan, training
 from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, select
 from rnn_xp.cli import doctor as doctor_command
 from rnn_xp.cli import main
-from rnn_xp.doctor import engines, gpu, parity, plain, report, speed
+from rnn_xp.doctor import around, engines, gpu, parity, plain, report, speed
 
 NUMPY = select("numpy")
 OF_THEIR_OWN = {"LSTM, peepholes": "weight_peephole", "LSTM, projection": "weight_hr"}
@@ -45,8 +45,8 @@ def test_the_core_on_numpy_passes(
     assert doctor("--backend", "numpy") == 0
     said = capsys.readouterr().out
     assert "compiled kernels for numpy: no: switched off here" in said
-    assert len([line for line in said.splitlines() if line.endswith("PASS")]) == 3
-    assert said.endswith("all 3 checks passed\n")
+    assert len([line for line in said.splitlines() if line.endswith("PASS")]) == 4
+    assert said.endswith("all 4 checks passed\n")
 
 
 @pytest.mark.parametrize("name", ["numpy", "strict", "torch", "jax"])
@@ -171,9 +171,10 @@ def test_an_exception_fails(
     assert doctor("--backend", "numpy", "--json", tmp_path / "r.json") == 1
     assert "RuntimeError: no memory in" in capsys.readouterr().out
     found = json.loads((tmp_path / "r.json").read_text())
-    failures = {check["failure"] for check in found["checks"]}
-    assert failures == {"RuntimeError: no memory in file.cu"}
-    assert not any(check["passed"] for check in found["checks"])
+    *layers, step = found["checks"]
+    assert {check["failure"] for check in layers} == {"RuntimeError: no memory in file.cu"}
+    assert not any(check["passed"] for check in layers)
+    assert step["passed"]
 
 
 # CuPy, by the stand-in
@@ -184,9 +185,15 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
 
 
+@pytest.fixture(scope="module")
+def training_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return elementwise_on_cpu.kernels(training.source(), tmp_path_factory.mktemp("training"))
+
+
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> Any:
+def cupy(monkeypatch: pytest.MonkeyPatch, kernels: Any, training_kernels: Any) -> Any:
     """The stand-in as the backend `cupy`."""
+    monkeypatch.setattr(training, "choose", lambda: training.Training(training_kernels))
     need_module("ml_dtypes")
     standin.xp.start(need_module("cupy"), need_module("array_api_compat.cupy"))
 
@@ -211,7 +218,9 @@ def test_cupy_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     found = json.loads((tmp_path / "r.json").read_text())
     ways = {(check["engine"], check["dtype"]) for check in found["checks"]}
     dtypes = ("float64", "float32", "float16", "bfloat16")
-    assert ways == {(engine, dtype) for engine in ("core", "fused") for dtype in dtypes}
+    assert ways == {
+        (engine, dtype) for engine in ("core", "fused", "as chosen") for dtype in dtypes
+    }
     assert [time["engine"] for time in found["times"]] == ["core", "fused", "plain loop"]
     assert found["cuda"] == {"device": "stand-in 0", "NVRTC": "12.9"}
     assert "cuDNN was not timed: PyTorch" in said
@@ -408,6 +417,44 @@ def test_a_wrong_kernel_fails(
     assert failed
     assert all("cupy, fused, float" in line and " GRU 5," in line for line in failed)
     assert any(line.endswith("FAIL") and line.split()[1] == "fused" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("adam", {"y weight", "y mean weight"}),
+        ("squares", {"y norm", "dweight", "dbias"}),
+        ("limit", {"y norm"}),
+        ("scaled", {"dweight", "dbias"}),
+        ("moved", {"y mean weight"}),
+        ("powers", {"y loss"}),
+        ("entropy", {"y loss"}),
+    ],
+)
+@pytest.mark.usefixtures("cupy")
+def test_a_wrong_kernel_around_the_layers_fails(
+    name: str, arrays: set[str], training_kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(dtype: str) -> Any:
+        def named(found: str) -> Any:
+            def launched(grid: Any, block: Any, args: Any) -> None:
+                training_kernels(dtype)(found)(grid, block, args)
+                if found == name:
+                    made = args[{"adam": -3, "limit": -2}.get(name, -1)]._host
+                    made *= made.dtype.type(2)
+
+            return launched
+
+        return named
+
+    chosen = select("cupy")
+    names, _ = parity.dtypes(chosen)
+    assert all(check.passed for check in around.checks(chosen, names))
+    monkeypatch.setattr(training, "choose", lambda: training.Training(compiled))
+    for check in around.checks(chosen, ["float32", "float16", "bfloat16"]):
+        assert not check.passed
+        assert {key for key, error in check.errors.items() if error > check.bound} >= arrays
+        assert "around the layers, 257 rows of 80 classes: " in report.failure_line(check)
 
 
 # Speed, and what is written

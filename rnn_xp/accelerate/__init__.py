@@ -17,7 +17,14 @@ import numpy as np
 
 from rnn_xp import recurrence
 from rnn_xp.accelerate import heap, native
-from rnn_xp.backend import Array, Backend, Namespace, Operations, array_namespace
+from rnn_xp.backend import (
+    Array,
+    Backend,
+    Namespace,
+    Operations,
+    array_namespace,
+    namespace_at_once,
+)
 from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.recurrence import Loop
 
@@ -317,10 +324,43 @@ def adam(
     less than half of the time that NumPy's passes take, cannot do it.
     """
     p = arrays[0]
+    on_gpu = training_on_gpu(p)
+    if on_gpu is not None:
+        made: tuple[Array, Array, Array]
+        made = on_gpu.adam(namespace_at_once(p), arrays, betas, eps, scale, keep)
+        return made
     if any(type(a) is not np.ndarray or a.dtype != p.dtype or a.shape != p.shape for a in arrays):
         return None
     kernels = _kernels_for(p) if p.size else None
     return None if kernels is None else kernels.adam(arrays, betas, eps, scale, keep)
+
+
+def clip(arrays: Sequence[Array], most: float) -> tuple[list[Array], Array] | None:
+    """Return gradients of one dtype scaled so that their norm is at most `most`, and their norm.
+
+    None where no kernels do it.
+    """
+    on_gpu = training_on_gpu(arrays[0])
+    if on_gpu is None or arrays[0].dtype.itemsize > 4:  # a square of 64 bits may leave its range
+        return None
+    made: tuple[list[Array], Array] = on_gpu.clip(namespace_at_once(arrays[0]), arrays, most)
+    return made
+
+
+def moved(mean: Array, p: Array, part: float) -> Array | None:
+    """Return mean + part (p - mean); None where no kernel does it."""
+    on_gpu = training_on_gpu(p)
+    return None if on_gpu is None else on_gpu.moved(namespace_at_once(p), mean, p, part)
+
+
+def training_on_gpu(a: Array) -> Any:
+    """Return CuPy's kernels for a training step if they take this array: `cuda.training`."""
+    xp = None if type(a) is np.ndarray else namespace_at_once(a)
+    if xp is None or not xp.__name__.endswith("cupy"):
+        return None
+    from rnn_xp.accelerate.cuda import fused, training
+
+    return training.choose() if a.dtype.char in fused.NAMES else None
 
 
 def _kernels_for(a: Array, cell: Cell | None = None) -> native.Native | None:

@@ -13,7 +13,7 @@ from rnn_xp.backend import BACKENDS, Backend, available, select
 from rnn_xp.cli.backends import kernels, print_backends
 from rnn_xp.cli.console import check_output
 from rnn_xp.cli.options import add_command
-from rnn_xp.doctor import parity, report, speed
+from rnn_xp.doctor import around, parity, report, speed
 from rnn_xp.doctor.engines import is_gpu
 from rnn_xp.doctor.gpu import cudnn_missing
 from rnn_xp.files import replace_file
@@ -77,7 +77,7 @@ def _check(usable: list[Backend], findings: report.Findings, quick: bool) -> Non
         configs = parity.grid(quick=quick, gpu=is_gpu(backend))
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", TrialWarning)
-            found = list(parity.checks(backend, dtypes, configs))
+            found = [*parity.checks(backend, dtypes, configs), *around.checks(backend, dtypes)]
         for line in report.parity_lines(found):
             print(line, flush=True)
         findings.checks += found

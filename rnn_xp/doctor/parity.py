@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -58,7 +58,7 @@ _LONG: Shape = (2000, 3, 40, 40)
 """So many steps that levels run at once."""
 _DTYPES = ("float64", "float32")
 _GPU_DTYPES = (*_DTYPES, "float16", "bfloat16")
-_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,14 @@ class Config:
         return make(size, hidden, self.layers, bidirectional=self.bidirectional)
 
 
+class Checked(Protocol):
+    """What a check says of its configuration; `str` says all of it."""
+
+    @property
+    def cell(self) -> str:
+        """In a word or two."""
+
+
 class Problem(NamedTuple):
     """The numbers of a configuration, float64 that float16 and bfloat16 hold exactly."""
 
@@ -106,7 +114,7 @@ class Check:
     backend: str
     engine: str
     dtype: str
-    config: Config
+    config: Checked
     bound: float
     errors: dict[str, float]
     """Of each array: `y`, `state[0]`, `dx`, `dstate[0]`, `dweight_ih_l0`, …"""
@@ -156,7 +164,7 @@ def problem_of(config: Config) -> Problem:
     relu = config.cell == "RNN relu"
     scale = (0.5 if relu else 1.0) / math.sqrt(size + hidden)
     params = {
-        name: _rounded(rng.uniform(-scale, scale, shape)) for name, shape in layer.shapes.items()
+        name: rounded(rng.uniform(-scale, scale, shape)) for name, shape in layer.shapes.items()
     }
     if relu:
         for name in params:
@@ -166,22 +174,22 @@ def problem_of(config: Config) -> Problem:
     count = config.layers * layer.num_directions
 
     def state() -> Any:
-        made = tuple(_rounded(normal((count, batch, n))) for n in layer.cell.state_sizes)
+        made = tuple(rounded(normal((count, batch, n))) for n in layer.cell.state_sizes)
         return made if len(made) > 1 else made[0]
 
     lengths = rng.integers(1, steps, batch)
     lengths[0] = steps
     return Problem(
         params,
-        _rounded(normal((steps, batch, size))),
+        rounded(normal((steps, batch, size))),
         state() if config.carried else None,
-        _rounded(normal((steps, batch, layer.output_size))),
+        rounded(normal((steps, batch, layer.output_size))),
         state() if config.carried else None,
         lengths if config.ragged else None,
     )
 
 
-def _rounded(array: HostArray) -> HostArray:
+def rounded(array: HostArray) -> HostArray:
     """Return float16's nearest, of them the eight bits that bfloat16 has."""
     bits = array.astype(np.float16).astype(np.float32).view(np.uint32)
     return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
@@ -228,13 +236,18 @@ def errors_of(
         )
         for gradient in (True, False)
     }
-    errors = {}
-    for name, b in expected.items():
-        a, error = found[name], math.inf
-        if a.shape == b.shape and dtype_name(a.dtype) == dtype:
-            error = float(np.abs(a.astype(np.float64) - b).max()) / scales[_is_gradient(name)]
-        errors[name] = math.inf if math.isnan(error) else error
-    return errors
+    return {
+        name: error_of(found[name], b, dtype, scales[_is_gradient(name)])
+        for name, b in expected.items()
+    }
+
+
+def error_of(found: HostArray, expected: HostArray, dtype: str, scale: float) -> float:
+    """Return the largest error over `scale`; infinity for another shape or dtype, and for NaN."""
+    if found.shape != expected.shape or dtype_name(found.dtype) != dtype:
+        return math.inf
+    error = float(np.abs(found.astype(np.float64) - expected).max()) / scale
+    return math.inf if math.isnan(error) else error
 
 
 def _is_gradient(name: str) -> bool:
@@ -245,7 +258,7 @@ def bound(config: Config, dtype: str) -> float:
     """Return how large an error may be, relative to the largest element; see above."""
     steps, batch, size, hidden = config.shape
     longest = max(steps * batch, size + hidden, 2 * hidden * (1 + config.bidirectional))
-    return 0.5 * _ROUNDOFF[dtype] * config.layers * steps * math.sqrt(longest)
+    return 0.5 * ROUNDOFF[dtype] * config.layers * steps * math.sqrt(longest)
 
 
 def dtypes(backend: Backend) -> tuple[list[str], list[str]]:

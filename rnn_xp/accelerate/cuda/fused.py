@@ -363,8 +363,12 @@ def options(dtype: str) -> tuple[str, ...]:
 @cache
 def compiled(dtype: str) -> Kernels:
     """Return the kernels for a dtype; they are compiled at their first use."""
+    return module(source(), dtype)
+
+
+def module(code: str, dtype: str) -> Kernels:
+    """Return the kernels of a source for a dtype."""
     import cupy
 
-    module = cupy.RawModule(code=source(), options=options(dtype))
-    named: Kernels = cache(module.get_function)
+    named: Kernels = cache(cupy.RawModule(code=code, options=options(dtype)).get_function)
     return named
