@@ -162,8 +162,8 @@ def check_lengths(lengths: Sequence[int] | Array | None, steps: int, batch: int)
 
 def check_given(name: str, array: Array, shape: tuple[int, ...], like: Array) -> None:
     """Raise unless `array` is of the library of `like`, and passes `check_array`."""
-    both_numpy = type(array) is type(like) is np.ndarray
-    if both_numpy and array.shape == shape and array.dtype == like.dtype:  # all is well, at once
+    same = type(array) is type(like) and array.shape == shape and array.dtype == like.dtype
+    if same and device_of(array) == device_of(like):  # all is well, at once
         return
     check_is_given(name, array)
     array_namespace(params=like, **{name: array})
