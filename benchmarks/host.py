@@ -23,7 +23,8 @@ from rnn_xp import GRU, LSTM, RNN
 from rnn_xp.accelerate import one_by_one
 from rnn_xp.accelerate.cuda import engine, fused, persistent, trial
 from rnn_xp.accelerate.cuda.plan import Limits
-from rnn_xp.cli.options import POSITIVE, Parser
+from rnn_xp.cli.options import Parser
+from rnn_xp.cli.options import count as integer
 
 H100 = Limits(132, 232448, cooperative=True, capability=90)
 CASES = {
@@ -175,7 +176,7 @@ def table(count: int) -> Iterator[str]:
 def main() -> None:
     """Print the table."""
     parser = Parser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--calls", type=POSITIVE, default=300, help="of each (default 300)")
+    parser.add_argument("--calls", type=integer(1), default=300, help="of each (default 300)")
     for line in table(parser.parse_args().calls):
         print(line, flush=True)
 

@@ -109,10 +109,12 @@ _NAMESPACES: dict[type, Namespace] = {}
 
 def _namespace(array: Array) -> Namespace:
     """Return the namespace of an array of another library than NumPy."""
-    kind = type(array)
-    if kind not in _NAMESPACES:
-        _NAMESPACES[kind] = _compat_namespace(array)
-    return _NAMESPACES[kind]
+    found = _NAMESPACES.get(type(array))
+    if found is None:
+        found = _compat_namespace(array)
+        if not isinstance(array, np.ndarray | np.generic):  # of a kind that this library refuses
+            _NAMESPACES[type(array)] = found
+    return found
 
 
 def namespace_at_once(array: Any) -> Namespace | None:

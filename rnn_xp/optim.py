@@ -42,7 +42,8 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
     """Scale all gradients so that their norm together is at most `max_norm`.
 
     The factor is min(1, max_norm / (norm + 1e-6)), as in PyTorch. A norm that is not finite makes
-    the gradients NaN or 0, as there: look at the norm.
+    the gradients NaN or 0, as there: look at the norm. (On CuPy the factor is of the norm before it
+    is rounded to float16, whose largest number is 65,504.)
 
     Parameters
     ----------

@@ -110,7 +110,9 @@ def test_wrong_options_are_one_line(
     assert line.count("\n") == 1
 
 
-def test_the_host_s_part_of_a_call_on_cupy_s_own_arrays() -> None:
+def test_the_host_s_part_of_a_call_on_cupy_s_own_arrays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     need_module("cupy")
     namespace = need_module("array_api_compat.cupy")
     before = namespace.dot
@@ -123,4 +125,8 @@ def test_the_host_s_part_of_a_call_on_cupy_s_own_arrays() -> None:
             products = 6 if cell == "GRU" else 5
             launched = rows["10,1,3,5", cell, "training"]
             assert launched.endswith(f"3 fill, 2 kernel, {products} product")
+        monkeypatch.setattr("sys.argv", ["host.py", "--calls", "2"])
+        monkeypatch.setattr(host, "CASES", {"10,1,3,5": host.CASES["10,1,3,5"]})
+        host.main()
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3 * 2
     assert namespace.dot is before

@@ -13,6 +13,7 @@ from test_cuda_fused import on_standin
 
 from rnn_xp import GRU, LSTM, RNN
 from rnn_xp.accelerate import one_by_one
+from rnn_xp.accelerate.cuda import fused, wave
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.wave import Wave
 from rnn_xp.doctor.engines import on_core, run_by
@@ -144,6 +145,8 @@ class Watched(Fused):
     def __init__(self, like: Fused, streams: Streams, levels: int) -> None:
         super().__init__(like._kernels)
         self.streams, self.levels = streams, levels
+        self.places: list[int] = []
+        """Where arrays are made, and in the end gradients."""
 
     def ran(self, order: int) -> None:
         """Note the next chunk of the current place's level; `order` is -1 backward."""
@@ -157,6 +160,14 @@ class Watched(Fused):
             assert (level, chunk - 1) in mine
         mine.append((level, chunk))
 
+    def room(self, *given: Any, **how: Any) -> Any:
+        self.places.append(self.streams.now)
+        return super().room(*given, **how)
+
+    def made(self, *given: Any) -> Any:
+        self.places.append(self.streams.now)
+        return super().made(*given)
+
     def run_into(self, *given: Any, **how: Any) -> Any:
         self.ran(1)
         return super().run_into(*given, **how)
@@ -166,10 +177,21 @@ class Watched(Fused):
         return super().run_backward_into(*given)
 
 
-def test_a_level_has_a_place_and_waits_for_the_one_that_it_needs(steps: Fused, xp: Any) -> None:
+def test_a_level_has_a_place_and_waits_for_the_one_that_it_needs(
+    steps: Fused, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     streams = Streams()
-    layer = run_by(LAYERS["lstm"], Wave(Watched(steps, streams, 3), streams, 4))
+    watched = Watched(steps, streams, 3)
+    layer = run_by(LAYERS["lstm"], Wave(watched, streams, 4))
+
+    def gradients(*given: Any, **how: Any) -> Any:
+        watched.places.append(streams.now)
+        return fused.gradients(*given, **how)
+
+    monkeypatch.setattr(wave, "gradients", gradients)
     results(layer, None, PUT, **PLAIN)
+    # Forward, in inference for each of three chunks, backward, and the gradients.
+    assert watched.places == [0, 1, 2] * (1 + 3 + 1 + 1)
     assert streams.said == ["fork", "join"] * 3
     chunks = {(level, chunk) for level in range(3) for chunk in range(3)}
     assert chunks == {done for place in streams.given for done in place}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -24,6 +25,8 @@ from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, BackendError, operations, select
 from rnn_xp.cli import main
 from rnn_xp.models import Chain, token_chain
+from rnn_xp.onnx import export
+from rnn_xp.onnx.interface import PreparedModel
 from rnn_xp.random import dropout_mask
 from rnn_xp.training import Report, Settings, Trainer
 
@@ -378,6 +381,18 @@ def test_the_kernels_run_on_the_device_of_their_arrays(
     kind, name = request.node.callspec.params["xp"], type(layer).__name__.lower()
     whole = "all_" if kind == "persistent" else ""
     assert {f"{name}_{whole}{part}" for part in ("forward", "backward")} <= set(xp.launches)
+
+
+def test_an_onnx_model_runs_on_its_device(xp: Any, tmp_path: Path) -> None:
+    onnx = need_module("onnx")
+    layer, to = GRU(6, 8, bidirectional=True), backend(1)
+    params = layer.init(0)
+    export(layer, params, tmp_path / "gru.onnx")
+    prepared = PreparedModel(onnx.load(tmp_path / "gru.onnx"), to)
+    x = np.random.default_rng(0).standard_normal((4, 2, 6)).astype(np.float32)
+    y, *_ = prepared.run(dict.fromkeys(prepared.inputs, x))
+    np.testing.assert_allclose(y, layer(params, x)[0], rtol=1e-5, atol=1e-5)
+    assert xp.current == 0
 
 
 @pytest.mark.parametrize("xp", ["persistent"], indirect=True)

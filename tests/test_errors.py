@@ -9,7 +9,8 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from rnn_xp import GRU, LSTM, RNN, Linear
+from rnn_xp import GRU, LSTM, RNN, Dropout, Linear
+from rnn_xp.interop import to_state_dict
 
 LAYER = LSTM(3, 4)
 PARAMS = LAYER.init(0)
@@ -145,6 +146,21 @@ CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "params must be a dict of arrays, as from init, got Prepared",
     ),
 ]
+
+
+@pytest.mark.parametrize("make", [np.ma.masked_array, lambda a: a.view(np.recarray)])
+def test_kinds_of_numpy_arrays_that_are_more_than_numbers(make: Callable[[Any], Any]) -> None:
+    """What was refused once is refused again."""
+    params = {name: make(a) for name, a in PARAMS.items()}
+    for _ in range(2):
+        for call in (LAYER.prepare, lambda p: LAYER(p, X), lambda p: LAYER.forward(p, X)):
+            with pytest.raises(TypeError, match="weight_ih_l0 must be a plain array, got numpy"):
+                call(params)
+
+
+def test_parameters_of_what_has_none() -> None:
+    with pytest.raises(TypeError, match="expected at least one array, got none"):
+        to_state_dict(Dropout(0.5), {})
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), CALLS)

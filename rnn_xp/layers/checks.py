@@ -85,7 +85,7 @@ def check_params(layer: HasShapes, params: Any) -> Namespace:
 
 def _fitting(shapes: Mapping[str, tuple[int, ...]], params: Any) -> Namespace | None:
     """Return the namespace at once if all is plainly well: a small layer's step is that short."""
-    if type(params) is not dict or len(params) != len(shapes):
+    if type(params) is not dict or not params or len(params) != len(shapes):
         return None
     like: Array = next(iter(params.values()))
     xp = namespace_at_once(like)

@@ -148,7 +148,8 @@ def run_node(
         name: backend.asarray(np.asarray(a))
         for name, a in _by_name(step.label, names, inputs).items()
     }
-    step(values)
+    with backend.scope():
+        step(values)
     outputs = [name for name in step.outputs if name]
     return _named_tuple(outputs)(*(to_numpy(values[name]) for name in outputs))
 
@@ -175,7 +176,8 @@ class PreparedModel:
         self._make_outputs = _named_tuple(self.outputs)
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
         steps = [compile_node(node, opset, backend) for node in graph.node]
-        self._steps = [step for step in steps if not self._is_constant(step)]
+        with backend.scope():
+            self._steps = [step for step in steps if not self._is_constant(step)]
 
     def _is_constant(self, step: Step) -> bool:
         """Run a step that depends on constants alone; of another one fold the weights."""
@@ -210,8 +212,9 @@ class PreparedModel:
         values = dict(self._constants)
         for wanted in self._inputs:
             values[wanted.name] = self._backend.asarray(wanted.check(given[wanted.name]))
-        for step in self._steps:
-            step(values)
+        with self._backend.scope():
+            for step in self._steps:
+                step(values)
         return self._make_outputs(*(to_numpy(values[name]) for name in self.outputs))
 
 

@@ -10,7 +10,7 @@ Two directions run one after the other, each on the whole device, or at once, ea
 half of it and on a stream of its own: by the same estimate of cost. So do the levels of a layer in
 one direction, in chunks of steps: `wave`.
 
-CuPy computes on its current device; the layers enter that of their arrays first.
+CuPy computes on its current device; who calls an engine enters that of the arrays first.
 
 `RNN_XP_ACCELERATE=0` in the environment leaves everything to the core.
 """

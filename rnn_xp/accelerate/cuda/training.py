@@ -1,4 +1,4 @@
-"""CuPy: what a training step does around its layers, a kernel for each array.
+"""CuPy: what a training step does around its layers, in few launches.
 
 As CuPy operations an update by Adam is thirteen launches for each parameter, clipping eight, and a
 cross-entropy twenty; a launch takes the host longer than such a kernel takes the GPU

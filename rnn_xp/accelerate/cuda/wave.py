@@ -53,14 +53,16 @@ class Wave(OneByOne, Deep):
         if ragged is not None:
             x = zero_rows(ops, ragged.valid, x)
         last: list[Any] = [of_direction(state, 0) for state in states]
+        shape = *x.shape[:2], cell.hidden_size
+        result = ops.buffer(shape, x)  # of the memory of who reads it
         # Nothing of them is free for other work before all places have met.
         rows, kept = [x], list[Kept]()
         with self.places(len(levels)) as places:
-            for place in places:
+            for k, place in enumerate(places):
                 with place:
                     if keep:
                         kept.append(each.room(cell, ops, rows[-1], keep=True))
-                    rows.append(ops.buffer((*x.shape[:2], cell.hidden_size), x))
+                    rows.append(ops.buffer(shape, x) if k + 1 < len(levels) else result)
             for begin, end, own in _chunks(loop, x.shape[0], self.steps):
                 below, *outputs = (a[begin:end, ...] for a in rows)
                 for k, ((w,), y) in enumerate(zip(levels, outputs, strict=True)):
@@ -73,7 +75,7 @@ class Wave(OneByOne, Deep):
                             part = each.room(cell, ops, below, keep=False)
                         last[k] = each.run_into(own, w, part, last[k], y, keep=keep)
                     below = y
-        return rows[-1], [stacked(ops.xp, [state]) for state in last], kept
+        return result, [stacked(ops.xp, [state]) for state in last], kept
 
     def run_levels_backward(
         self,
