@@ -29,6 +29,7 @@ import torch  # noqa: E402
 
 from rnn_xp import GRU, LSTM, RNN  # noqa: E402
 from rnn_xp.accelerate import CORE, native  # noqa: E402
+from rnn_xp.bench.machine import describe  # noqa: E402
 from rnn_xp.cli.options import POSITIVE, Parser  # noqa: E402
 from rnn_xp.layers import recurrent  # noqa: E402
 
@@ -178,14 +179,13 @@ def torch_calls(kind: str, shape: tuple[int, ...], name: str) -> Calls:
         y, tape = plain_torch.FORWARD[kind](params, x)
         return y if name == "inference" else plain_torch.BACKWARD[kind](params, tape, dy)
 
-    def training() -> Any:
-        return functions(layer)[name](params, x, dy)
+    function = functions(layer)[name]
 
     def core() -> Any:
         with only_the_core():
-            return training()
+            return function(params, x, dy)
 
-    calls: Calls = {"rnn_xp": training, "core": core, "plain": plain}
+    calls: Calls = {"rnn_xp": lambda: function(params, x, dy), "core": core, "plain": plain}
     if name == "inference":
         calls["rnn_xp"] = lambda: layer(prepared, x)[0]
         calls["core"] = lambda: layer(prepared_core, x)[0]
@@ -218,7 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(THREADS))
     lines = [
-        f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads, float32; Python "
+        f"{describe()['processor']}, {os.cpu_count()} cores, {THREADS} threads, float32; Python "
         f"{platform.python_version()}, NumPy {np.__version__}, JAX {jax.__version__}, PyTorch "
         f"{torch.__version__}"
     ]
