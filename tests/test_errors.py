@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rnn_xp import GRU, LSTM, RNN, Dropout, Linear
-from rnn_xp.interop import to_state_dict
+from rnn_xp.layers.checks import check_params
 
 LAYER = LSTM(3, 4)
 PARAMS = LAYER.init(0)
@@ -160,7 +160,7 @@ def test_kinds_of_numpy_arrays_that_are_more_than_numbers(make: Callable[[Any], 
 
 def test_parameters_of_what_has_none() -> None:
     with pytest.raises(TypeError, match="expected at least one array, got none"):
-        to_state_dict(Dropout(0.5), {})
+        check_params(Dropout(0.5), {})
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), CALLS)
