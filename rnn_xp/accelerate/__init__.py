@@ -230,11 +230,15 @@ class OneByOne:
         dstate: Sequence[Array | None],
     ) -> tuple[Sequence[Weights], Array, Sequence[Array]]:
         """Run every direction backward through time; see `Engine`."""
+        if len(loops) == 1:
+            own, part = kept[0], of_direction(dstate, 0)
+            made, dx, first = self.each.run_backward(loops[0], weights[0], own, dy, part)
+            return [made], dx, [part[None, ...] for part in first]
         ops, size = loops[0].ops, loops[0].cell.output_size
         runs = []
         with self.places(len(loops)) as places:
             for d, loop in enumerate(loops):
-                own = dy if len(loops) == 1 else dy[:, :, d * size : (d + 1) * size]
+                own = dy[:, :, d * size : (d + 1) * size]
                 part = of_direction(dstate, d)
                 with places[d]:
                     runs.append(self.each.run_backward(loop, weights[d], kept[d], own, part))
@@ -275,8 +279,8 @@ def engine(cell: Cell, like: Array) -> Engine:
     """Return the engine for a cell whose weights are arrays like `like`."""
     if type(like) is np.ndarray:
         return _kernels_for(like, cell) or CORE
-    # Each of these two imports its library, which the caller has imported already.
-    name = array_namespace(like=like).__name__
+    # Each of these imports its library, which the caller has imported already.
+    name = (namespace_at_once(like) or array_namespace(like=like)).__name__
     if name == "jax.numpy":
         from rnn_xp.accelerate import scan
 

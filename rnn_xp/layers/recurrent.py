@@ -6,6 +6,7 @@ which reads the output of the one below, both directions side by side.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -375,8 +376,13 @@ class Recurrent:
         return engine(self.cell, like)
 
     @cached_property
+    def _whole_loops(self) -> Callable[[Operations], tuple[Loop, ...]]:
+        """From a library's operations to the loops over all steps of all sequences."""
+        return functools.cache(self._loops)
+
+    @cached_property
     def _numpy_loops(self) -> tuple[Loop, ...]:
-        return self._loops(operations(np))
+        return self._whole_loops(operations(np))
 
     def _at_once(
         self, params: Any, x: Any, state: Any, *, keep: bool
@@ -408,7 +414,7 @@ class Recurrent:
         like = weights[0][0]["weight_ih"]
         chosen = self._engine(like)
         levels = [chosen.fold(self.cell, xp, own) for own in weights]
-        return Prepared(self, like, chosen, levels, self._loops(operations(xp)))
+        return Prepared(self, like, chosen, levels, self._whole_loops(operations(xp)))
 
     def _loops(self, ops: Operations, ragged: Ragged | None = None) -> tuple[Loop, ...]:
         forward = Loop(self.cell, ops, ragged, False)
