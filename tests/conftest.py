@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import elementwise_on_cpu
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import standin
 from cuda_on_cpu import Library
-from targets import TARGETS, Target, make_target, need_module
+from targets import STANDIN, TARGETS, Target, make_target, need_module
 
-from rnn_xp.accelerate import native
-from rnn_xp.accelerate.cuda import fused, persistent
+from rnn_xp import backend as backends
+from rnn_xp.accelerate import native, one_by_one
+from rnn_xp.accelerate.cuda import engine, fused, persistent, training
 from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.backend import operations
+from rnn_xp.accelerate.cuda.plan import Limits
+from rnn_xp.backend import Backend, operations
 
 # The tests compile hundreds of small functions with JAX, and run most of them once.
 os.environ.setdefault(
@@ -39,6 +42,45 @@ def core_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         "target" in names and request.getfixturevalue("target").name == "numpy:core"
     ):
         monkeypatch.setattr(native, "choose", lambda: "off in this test")
+
+
+@pytest.fixture(scope="session")
+def standin_kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """Compile CuPy's kernels whose threads do not meet for the processor."""
+    return {
+        module: elementwise_on_cpu.kernels(
+            module.source(), tmp_path_factory.mktemp(module.__name__.rpartition(".")[2])
+        )
+        for module in (fused, training)
+    }
+
+
+@pytest.fixture(autouse=True)
+def standin_for_cupy(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Let the stand-in be CuPy, with the kernels of single steps, where it is the target."""
+    if not ("target" in request.fixturenames and request.getfixturevalue("target").name == STANDIN):
+        yield
+        return
+
+    def make(device: str | None) -> Backend:
+        name = device or "cuda:0"
+        number = int(name.partition(":")[2] or 0)
+        return Backend("cupy", standin.xp, standin.Device(number), name)
+
+    entry = backends.BACKENDS["cupy"]._replace(make=make)
+    monkeypatch.setitem(backends.BACKENDS, "cupy", entry)
+    for module, kernels in request.getfixturevalue("standin_kernels").items():
+        monkeypatch.setattr(module, "compiled", kernels)
+    monkeypatch.setattr(persistent, "limits", lambda: Limits(1, 0, cooperative=False))
+    monkeypatch.setattr(engine, "streams", one_by_one)
+    monkeypatch.setattr("rnn_xp.accelerate.ahead", lambda _: None)  # which needs streams, too
+    for choose in (engine.choose, training.choose):
+        choose.cache_clear()
+    yield
+    for choose in (engine.choose, training.choose):
+        choose.cache_clear()
 
 
 @pytest.fixture(params=[1, 7], ids="{} rows a chunk".format)
