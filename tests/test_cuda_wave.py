@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import standin
 from test_cuda_fused import on_standin
 
 from rnn_xp import GRU, LSTM, RNN
@@ -16,6 +17,7 @@ from rnn_xp.accelerate import one_by_one
 from rnn_xp.accelerate.cuda import fused, wave
 from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.accelerate.cuda.wave import Wave
+from rnn_xp.backend import operations
 from rnn_xp.doctor.engines import on_core, run_by
 from rnn_xp.layers import Recurrent
 
@@ -79,9 +81,17 @@ PUT = on_standin("float64")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("chunk", [1, 3, 4, 10, 25])
+@pytest.mark.parametrize("most", [2**25, 2000, 1])
 def test_values_and_all_gradients_are_the_core_s(
-    name: str, lengths: str, chunk: int, steps: Fused, xp: Any
+    name: str,
+    lengths: str,
+    chunk: int,
+    most: int,
+    steps: Fused,
+    xp: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(wave, "MOST_MADE", most)  # all chunks, some, one
     layer, engine = LAYERS[name], Wave(steps, one_by_one, chunk)
     for how in ({"zeros": False, "seed": None}, {"zeros": True, "seed": 5}):
         expected = results(on_core(layer), LENGTHS[lengths], **how)
@@ -92,6 +102,45 @@ def test_values_and_all_gradients_are_the_core_s(
             assert a.shape == b.shape
             np.testing.assert_allclose(a._host, b, rtol=1e-12, atol=1e-13)
     assert xp.reads == []
+
+
+def test_gradients_of_16_bits_are_added_in_32(xp: Any) -> None:
+    sums: dict[str, Any] = {}
+    for _ in range(3000):  # float16 knows no odd number above 2048
+        part = standin.Array(np.ones(2, dtype=np.float16))
+        wave._add(operations(xp), sums, {"bias": part})
+    assert list(sums["bias"]._host) == [3000, 3000]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_gradients_keep_their_dtype(
+    dtype: str, steps: Fused, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wave, "MOST_MADE", 1)
+    put, layer = on_standin(dtype), run_by(LAYERS["lstm"], Wave(steps, one_by_one, 4))
+    params = {name: put(a) for name, a in layer.init(0).items()}
+    y, _, cache = layer.forward(params, put(np.ones((9, 2, 3))))
+    gradients, dx, _ = layer.backward(params, cache, y)
+    assert {a.dtype.name for a in (*gradients.values(), dx)} == {dtype}
+
+
+def test_how_many_steps_have_one_product(
+    steps: Fused, xp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many chunks as do not take more than `MOST_MADE` bytes; 384 are those of a step."""
+    made = []
+
+    class Noted(Fused):
+        def made(self, cell: Any, ops: Any, kept: Any, dy: Any) -> Any:
+            made.append(dy.shape[0])
+            return super().made(cell, ops, kept, dy)
+
+    layer = run_by(LAYERS["lstm"], Wave(Noted(steps._kernels), one_by_one, 2))
+    for most, expected in ((2**25, [10]), (4 * 384, [4, 4, 2]), (5 * 384, [4, 4, 2]), (0, [2] * 5)):
+        monkeypatch.setattr(wave, "MOST_MADE", most)
+        made.clear()
+        results(layer, None, PUT, **PLAIN)
+        assert made[::3] == expected  # three levels
 
 
 def test_what_a_chunk_launches(steps: Fused, xp: Any) -> None:
