@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -711,3 +713,19 @@ def test_hidden_size_names_the_outputs() -> None:
     assert LSTM(2, HIDDEN, proj_size=2, bidirectional=True).output_size == 4
     assert GRU(2, HIDDEN, bidirectional=True).output_size == 2 * HIDDEN
     assert RNN(2, HIDDEN).output_size == HIDDEN
+
+
+def test_a_layer_is_freed_at_once() -> None:
+    """Nothing that it keeps for its calls refers to it."""
+    layer, x = LSTM(3, 4, 2), np.zeros((4, 2, 3), dtype=np.float32)
+    params = layer.init(0)
+    layer(params, x)
+    layer.forward(params, x)
+    layer.prepare(params)
+    alive = weakref.ref(layer)
+    gc.disable()
+    try:
+        del layer
+        assert alive() is None
+    finally:
+        gc.enable()

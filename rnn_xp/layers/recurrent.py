@@ -6,7 +6,6 @@ which reads the output of the one below, both directions side by side.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -376,9 +375,15 @@ class Recurrent:
         return engine(self.cell, like)
 
     @cached_property
-    def _whole_loops(self) -> Callable[[Operations], tuple[Loop, ...]]:
-        """From a library's operations to the loops over all steps of all sequences."""
-        return functools.cache(self._loops)
+    def _known_loops(self) -> dict[Operations, tuple[Loop, ...]]:
+        return {}
+
+    def _whole_loops(self, ops: Operations) -> tuple[Loop, ...]:
+        """Return the loops over all steps of all sequences: made once for each library."""
+        known = self._known_loops
+        if ops not in known:
+            known[ops] = self._loops(ops)
+        return known[ops]
 
     @cached_property
     def _numpy_loops(self) -> tuple[Loop, ...]:
