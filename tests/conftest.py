@@ -45,14 +45,15 @@ def core_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def standin_kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """Compile CuPy's kernels whose threads do not meet for the processor."""
-    return {
-        module: elementwise_on_cpu.kernels(
-            module.source(), tmp_path_factory.mktemp(module.__name__.rpartition(".")[2])
-        )
-        for module in (fused, training)
-    }
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Compile the CUDA kernels of one step for the processor."""
+    return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("fused"))
+
+
+@pytest.fixture(scope="session")
+def training_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Compile the CUDA kernels around the layers for the processor."""
+    return elementwise_on_cpu.kernels(training.source(), tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +72,8 @@ def standin_for_cupy(
 
     entry = backends.BACKENDS["cupy"]._replace(make=make)
     monkeypatch.setitem(backends.BACKENDS, "cupy", entry)
-    for module, kernels in request.getfixturevalue("standin_kernels").items():
-        monkeypatch.setattr(module, "compiled", kernels)
+    monkeypatch.setattr(fused, "compiled", request.getfixturevalue("kernels"))
+    monkeypatch.setattr(training, "compiled", request.getfixturevalue("training_kernels"))
     monkeypatch.setattr(persistent, "limits", lambda: Limits(1, 0, cooperative=False))
     monkeypatch.setattr(engine, "streams", one_by_one)
     monkeypatch.setattr("rnn_xp.accelerate.ahead", lambda _: None)  # which needs streams, too
@@ -105,6 +106,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> Fused:
-    """Compile the CUDA kernels of one step for the processor."""
-    return Fused(elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("steps")))
+def steps(kernels: Any) -> Fused:
+    """Return the engine with the kernels of one step."""
+    return Fused(kernels)

@@ -27,11 +27,6 @@ RUN_HERE = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 HOST = operations(np)
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
-
-
 class Case:
     """A run, and its arrays on the host."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import elementwise_on_cpu
 import numpy as np
 import pytest
 import standin
@@ -22,15 +21,12 @@ LIMITS = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
 """Of the largest element of a result."""
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return elementwise_on_cpu.kernels(training.source(), tmp_path_factory.mktemp("training"))
-
-
 @pytest.fixture
-def to(xp: Any, kernels: Any, steps: Fused, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def to(
+    xp: Any, training_kernels: Any, steps: Fused, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Backend]:
     """Stand in for CuPy, with the kernels."""
-    monkeypatch.setattr(training, "compiled", kernels)
+    monkeypatch.setattr(training, "compiled", training_kernels)
     monkeypatch.setattr(engine, "choose", lambda: engine.Cuda(steps, None, one_by_one))
     training.choose.cache_clear()
     yield Backend("cupy", xp, standin.Device(0), "cuda:0")
@@ -207,7 +203,7 @@ def test_they_can_be_turned_off(to: Backend, xp: Any, monkeypatch: pytest.Monkey
 
 
 def test_the_launches_of_a_training_step(to: Backend, xp: Any) -> None:
-    """Of those around the layer there are two for each parameter, and eight."""
+    """Of those around the layer there are three for each parameter, and eight."""
     model = character_model(11, embedding_size=4, hidden_size=6)
     params = {name: to.asarray(a) for name, a in model.init(0).items()}
     rule, x = optim.AdamW(), to.asarray(np.zeros((5, 3), dtype=np.int64))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
-import elementwise_on_cpu
 import numpy as np
 import pytest
 import standin
@@ -34,19 +33,9 @@ NUMPY = select("numpy")
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture(scope="module")
 def persistent_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     library = cuda_on_cpu.Library(persistent.source, tmp_path_factory.mktemp("persistent"))
     return library.kernels()
-
-
-@pytest.fixture(scope="module")
-def training_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return elementwise_on_cpu.kernels(training.source(), tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(params=["persistent", "kernels", "core"])

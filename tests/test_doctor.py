@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import cuda_on_cpu
-import elementwise_on_cpu
 import numpy as np
 import pytest
 import standin
@@ -178,16 +177,6 @@ def test_an_exception_fails(
 
 
 # CuPy, by the stand-in
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return elementwise_on_cpu.kernels(fused.source(), tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture(scope="module")
-def training_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return elementwise_on_cpu.kernels(training.source(), tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture
