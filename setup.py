@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-FOLDER = Path("rnn_xp/accelerate/kernels")
+FOLDER = Path("rnn_xp/engines/kernels")
 FLAGS = ["-std=c++17", "-Os", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-asynchronous-unwind-tables", "-pthread"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
@@ -77,7 +77,7 @@ class BuildKernels(build_ext):
 
 sources = ["module", "pool", "kernels_portable", *(f"kernels_{name}" for name in SETS)]
 kernels = Extension(
-    "rnn_xp.accelerate._kernels",
+    "rnn_xp.engines._kernels",
     [str(FOLDER / f"{name}.cpp") for name in sources],
     depends=[str(path) for path in sorted(FOLDER.glob("*.h"))],
     py_limited_api=True,

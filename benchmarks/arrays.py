@@ -28,9 +28,9 @@ import plain_torch  # noqa: E402
 import torch  # noqa: E402
 
 from rnn_xp import GRU, LSTM, RNN  # noqa: E402
-from rnn_xp.accelerate import CORE, native  # noqa: E402
 from rnn_xp.bench.machine import describe  # noqa: E402
 from rnn_xp.cli.options import POSITIVE, Parser  # noqa: E402
+from rnn_xp.engines import PLAIN, native  # noqa: E402
 from rnn_xp.layers import recurrent  # noqa: E402
 
 LAYERS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
@@ -44,7 +44,7 @@ Calls = dict[str, Callable[[], Any]]
 def only_the_core() -> Iterator[None]:
     """Let the layers run the core on every library."""
     chosen = recurrent.engine
-    recurrent.engine = lambda *_: CORE
+    recurrent.engine = lambda *_: PLAIN
     try:
         yield
     finally:

@@ -20,11 +20,11 @@ from typing import Any
 from unittest.mock import patch
 
 from rnn_xp import GRU, LSTM, RNN
-from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import engine, fused, persistent, trial
-from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.cli.options import Parser
 from rnn_xp.cli.options import count as integer
+from rnn_xp.engines.cuda import engine, fused, persistent, trial
+from rnn_xp.engines.cuda.plan import Limits
+from rnn_xp.engines.cuda.streams import one_by_one
 
 H100 = Limits(132, 232448, cooperative=True, capability=90)
 CASES = {

@@ -10,19 +10,22 @@
 """
 
 from rnn_xp import backend, init, losses, optim
+from rnn_xp.cells import Cell
 from rnn_xp.checkpoint import load, save
-from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool
+from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool, Recurrent
 from rnn_xp.models import Chain, character_model, sequence_model
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Cell",
     "Chain",
     "Dropout",
     "Embedding",
     "Linear",
     "Pool",
+    "Recurrent",
     "backend",
     "character_model",
     "init",

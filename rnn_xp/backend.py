@@ -10,8 +10,8 @@ What this module guarantees:
 - No data moves and no dtype changes unless the caller asks for it by `asarray` or `to_numpy`.
 
 The rest of the package receives arrays, asks `array_namespace` once at the top of a public call,
-and passes the namespace down. The time loop also asks for `operations`: the few functions that
-write into a buffer where the library allows it and return a new array where it does not.
+and passes the namespace down. Any library that keeps the array API standard may hold the arrays;
+`BACKENDS` are those that can be asked for by a name.
 """
 
 from __future__ import annotations
@@ -60,6 +60,20 @@ class Status(NamedTuple):
 
 # --------------------------------------------------------------------------------------------
 # From arrays to their library
+
+_MODULES = {
+    "numpy": "numpy",
+    "cupy": "array_api_compat.cupy",
+    "torch": "array_api_compat.torch",
+    "jax": "jax.numpy",
+    "strict": "array_api_strict",
+}
+"""The namespaces of the libraries that there is something to know about, by the backends' names."""
+
+
+def is_library(xp: Namespace, name: str) -> bool:
+    """Tell whether a namespace is that of the backend called `name`."""
+    return xp is sys.modules.get(_MODULES[name])
 
 
 def array_namespace(**arrays: Array) -> Namespace:
@@ -117,8 +131,8 @@ def _namespace(array: Array) -> Namespace:
     return found
 
 
-def namespace_at_once(array: Any) -> Namespace | None:
-    """Return the namespace of an array; None may say no more than that it has to be asked for."""
+def known_namespace(array: Any) -> Namespace | None:
+    """Return the namespace of an array if it is known from an earlier call, else None."""
     return np if type(array) is np.ndarray else _NAMESPACES.get(type(array))
 
 
@@ -127,11 +141,13 @@ def _kind(array: Array) -> str:
 
 
 def device_of(array: Array) -> Any:
-    """Return the device that holds `array`, as its library spells it."""
+    """Return the device that holds `array`, as its library spells it; None if it does not say."""
     if type(array) is np.ndarray:
         return "cpu"
-    # JAX has more than one kind of it.
-    return _compat_device(array) if _namespace(array).__name__ == "jax.numpy" else array.device
+    xp = _namespace(array)
+    if is_library(xp, "torch") or is_library(xp, "cupy"):  # array-api-compat takes 2 µs
+        return array.device
+    return _compat_device(array)
 
 
 def same_device(one: Array, other: Array) -> bool:
@@ -164,10 +180,10 @@ def on_its_device(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def _scope_of(array: Array) -> contextlib.AbstractContextManager[Any] | None:
     """Return the context in which CuPy computes on the device of `array`; None if it is none."""
     try:
-        name = _namespace(array).__name__
+        xp = _namespace(array)
     except (TypeError, AttributeError):  # the second where a library is blocked by `None`
         return None
-    return device_of(array) if name.endswith("cupy") else contextlib.nullcontext()
+    return device_of(array) if is_library(xp, "cupy") else contextlib.nullcontext()
 
 
 def is_traced(array: Any) -> bool:
@@ -178,241 +194,46 @@ def is_traced(array: Any) -> bool:
 
 def dtype_name(dtype: Any) -> str:
     """Return a dtype's name without its library: `float32` for `torch.float32`."""
+    if isinstance(dtype, str):
+        return dtype
     if isinstance(dtype, type):
         return str(dtype.__name__)
     return str(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2])
 
 
+def is_half(xp: Namespace, dtype: Any) -> bool:
+    """Tell whether a floating-point dtype has 16 bits."""
+    if isinstance(dtype, np.dtype):  # that of bfloat16 has no `finfo` in NumPy
+        return dtype.itemsize == 2
+    return bool(xp.finfo(dtype).bits == 16)
+
+
 def widened(xp: Namespace, array: Array) -> Array:
     """Return float16 and bfloat16 as float32: a sum or a count would leave their range."""
-    if dtype_name(array.dtype) in ("float16", "bfloat16"):
-        return xp.astype(array, xp.float32)
-    return array
+    return xp.astype(array, xp.float32) if is_half(xp, array.dtype) else array
+
+
+def like_dtype(xp: Namespace, array: Array, like: Array) -> Array:
+    """Return `array` with the dtype of `like`."""
+    return array if array.dtype == like.dtype else xp.astype(array, like.dtype)
 
 
 def sum_of_rows(xp: Namespace, rows: Array) -> Array:
     """Return the sum along the first axis; NumPy would add float16 in float16, and stop growing."""
     if type(rows) is np.ndarray and rows.dtype.char == "e":
         return rows.sum(axis=0, dtype=np.float32).astype(rows.dtype)
-    return xp.sum(rows, axis=0)
+    return xp.sum(rows, axis=0, dtype=rows.dtype)
 
 
 def is_floating(array: Array) -> bool:
-    """Tell whether `array` has one of the real floating-point dtypes of its library."""
-    dtype = array.dtype
-    if isinstance(dtype, np.dtype) and dtype.char in "efd":  # NumPy takes 4 µs to spell a name
-        return True
-    return dtype_name(dtype) in DTYPES
+    """Tell whether `array` has one of the real floating-point dtypes that its library computes in.
 
-
-# --------------------------------------------------------------------------------------------
-# Operations of the time loop: `op(a, b, out=buffer)`
-
-
-class InPlace:
-    """Operations of a library whose functions take `out=`: NumPy and CuPy."""
-
-    def __init__(self, xp: Namespace, rows_a_chunk: int) -> None:
-        self.xp = xp
-        self.rows_a_chunk = rows_a_chunk
-        self.add = xp.add
-        self.subtract = xp.subtract
-        self.multiply = xp.multiply
-        self.maximum = xp.maximum
-        self.tanh = xp.tanh
-        self.matmul = xp.matmul
-        self.unstack: Callable[[Array], Sequence[Array]] = tuple
-        """The subarrays along the first axis: views of it."""
-
-    def matmul_blocks(self, weight: Array, operand: Array, count: int, out: Array) -> Array:
-        """Multiply (count * H, K) by (K, B) and return the product as (count, H, B)."""
-        self.matmul(weight, operand, out=out.reshape(weight.shape[0], operand.shape[1]))
-        return out
-
-    def flat(self, blocks: Array) -> Array:
-        """View (count, H, B) as (count * H, B)."""
-        return blocks.reshape(-1, blocks.shape[-1])
-
-    def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
-        """Return an array to write into, with the dtype of `like`."""
-        return self.xp.ndarray(shape, like.dtype)  # `empty` takes twice as long to ask for it
-
-    def rows(self, arrays: Sequence[Array], steps: int) -> list[Sequence[Array]]:
-        """Return for each step the arrays' subarrays along the first axis: views of them."""
-        return list(zip(*arrays, strict=True)) or [()] * steps
-
-    def wholes(self, rows: Sequence[Sequence[Array]], out: Sequence[Array]) -> Sequence[Array]:
-        """Undo `rows`, whose arrays were written into `out` already."""
-        return out
-
-    def copy(self, source: Array, out: Array) -> Array:
-        """Copy `source` into `out`."""
-        out[...] = source
-        return out
-
-    def fresh(self, view: Array) -> Array:
-        """Return a copy: what a caller gets may be written into."""
-        return self.copy(view, out=self.buffer(view.shape, view))
-
-    def contiguous(self, view: Array) -> Array:
-        """Return a transposed view as an array whose rows are contiguous."""
-        return self.xp.ascontiguousarray(view)
-
-    def hold(self, valid: Array, new: Array, old: Array) -> Array:
-        """Return `new` where `valid`, else `old`; overwrites `new`."""
-        self.xp.copyto(new, old, where=~valid)
-        return new
-
-    def joined(self, parts: Sequence[Array], out: Array) -> Array:
-        """Concatenate along the first axis parts that were written into `out` already."""
-        return out
-
-    def beside(self, count: int, like: Array) -> tuple[Array, Sequence[Array]]:
-        """Return room (n, count, ...) for arrays (n, ...) such as `like`, whole and in parts."""
-        whole = self.buffer((like.shape[0], count, *like.shape[1:]), like)
-        return whole, [whole[:, k, ...] for k in range(count)]
-
-    def stacked(self, parts: Sequence[Array], out: Array) -> Array:
-        """Return, as (n, count, ...), arrays that were written into the parts of `out` already."""
-        return out
-
-    def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
-        """Write rows `start` to `stop` along the first axis."""
-        whole[start:stop, ...] = rows
-        return whole
-
-    def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
-        """Return (count, K): line v is the sum of those rows (N, K) whose index (N,) is v."""
-        total = self.xp.zeros((count, rows.shape[1]), dtype=rows.dtype)
-        self.xp.add.at(total, index, rows)
-        return total
-
-
-class NumPy(InPlace):
-    """What NumPy has a faster way for."""
-
-    def __init__(self) -> None:
-        super().__init__(np, rows_a_chunk=512)
-        # Of two matrices the same product, half a microsecond faster.
-        self.matmul = np.dot
-
-    def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
-        # Sorted, each sum is over neighbours: eight times as fast as add.at, and than a product
-        # with one-hot rows 1.4 times at 80 lines and six times at 1,000. Short integers sort
-        # faster, and `take` moves rows twice as fast as an index.
-        short = index.astype(np.uint16) if count <= 65536 else index
-        counts = np.bincount(index, minlength=count)
-        lines = np.flatnonzero(counts)
-        first = (np.cumsum(counts) - counts)[lines]
-        total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
-        if first.size:
-            order = np.argsort(short, kind="stable")
-            total[lines] = np.add.reduceat(rows.take(order, axis=0), first, axis=0)
-        return total
-
-
-class Functional:
-    """The same operations for a library whose arrays are not written into: `out` is ignored."""
-
-    rows_a_chunk = 0
-
-    def __init__(self, xp: Namespace) -> None:
-        self.xp = xp
-
-    def add(self, a: Array, b: Array, out: Array = None) -> Array:
-        return a + b
-
-    def subtract(self, a: Array, b: Array, out: Array = None) -> Array:
-        return a - b
-
-    def multiply(self, a: Array, b: Array, out: Array = None) -> Array:
-        return a * b
-
-    def maximum(self, a: Array, b: Array, out: Array = None) -> Array:
-        return self.xp.maximum(a, b)
-
-    def tanh(self, a: Array, out: Array = None) -> Array:
-        return self.xp.tanh(a)
-
-    def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
-        return a @ b
-
-    def unstack(self, a: Array) -> Sequence[Array]:
-        return [a[k, ...] for k in range(a.shape[0])]
-
-    def matmul_blocks(self, weight: Array, operand: Array, count: int, out: Array = None) -> Array:
-        product = weight @ operand
-        return self.xp.reshape(product, (count, product.shape[0] // count, product.shape[1]))
-
-    def flat(self, blocks: Array) -> Array:
-        return self.xp.reshape(blocks, (-1, blocks.shape[-1]))
-
-    def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
-        return None
-
-    def rows(self, arrays: Sequence[Array], steps: int) -> list[Sequence[Array]]:
-        unstacked = [[None] * steps if a is None else self.unstack(a) for a in arrays]
-        return list(zip(*unstacked, strict=True)) or [()] * steps
-
-    def wholes(self, rows: Sequence[Sequence[Array]], out: Sequence[Array]) -> Sequence[Array]:
-        return [self.xp.stack(list(arrays), axis=0) for arrays in zip(*rows, strict=True)]
-
-    def copy(self, source: Array, out: Array = None) -> Array:
-        return source
-
-    def fresh(self, view: Array) -> Array:
-        return self.xp.stack([view])[0, ...]
-
-    def contiguous(self, view: Array) -> Array:
-        return view
-
-    def hold(self, valid: Array, new: Array, old: Array) -> Array:
-        return self.xp.where(valid, new, old)
-
-    def joined(self, parts: Sequence[Array], out: Array = None) -> Array:
-        return self.xp.concat(list(parts), axis=0)
-
-    def beside(self, count: int, like: Array) -> tuple[Array, Sequence[Array]]:
-        return None, [None] * count
-
-    def stacked(self, parts: Sequence[Array], out: Array = None) -> Array:
-        return self.xp.stack(list(parts), axis=1)
-
-    def put(self, whole: Array, start: int, stop: int, rows: Array) -> Array:
-        # One chunk covers all steps here: `rows_a_chunk` is zero.
-        return self.fresh(rows)
-
-    def scatter_add(self, rows: Array, index: Array, count: int) -> Array:
-        xp, device = self.xp, device_of(rows)
-        total = xp.zeros((count, rows.shape[1]), dtype=rows.dtype, device=device)
-        if hasattr(total, "index_add"):  # torch
-            return total.index_add(0, xp.astype(index, xp.int64), rows)
-        if hasattr(total, "at"):  # JAX
-            return total.at[index].add(rows)
-        numbers = xp.arange(count, device=device)
-        one_hot = numbers[:, None] == xp.astype(index, numbers.dtype)[None, :]
-        return xp.astype(one_hot, rows.dtype) @ rows
-
-
-Operations = InPlace | Functional
-_OPERATIONS: dict[str, Operations] = {}
-
-
-def operations(xp: Namespace) -> Operations:
-    """Return the time loop's operations for a namespace.
-
-    `rows_a_chunk` is the number of rows (time steps times batch) that the loop handles at once:
-    NumPy's stay in the processor's cache; 0 stands for all, since fewer launches win on a GPU.
+    NumPy arrays of bfloat16 have none: NumPy does not multiply them.
     """
-    name = xp.__name__
-    if name not in _OPERATIONS:
-        if name == "numpy":
-            _OPERATIONS[name] = NumPy()
-        elif name.endswith("cupy"):
-            _OPERATIONS[name] = InPlace(xp, rows_a_chunk=0)
-        else:
-            _OPERATIONS[name] = Functional(xp)
-    return _OPERATIONS[name]
+    dtype = array.dtype
+    if isinstance(dtype, np.dtype):  # NumPy's `isdtype` knows no bfloat16
+        return dtype.char in "efd" or (type(array) is not np.ndarray and dtype.name == "bfloat16")
+    return bool(_namespace(array).isdtype(dtype, "real floating"))
 
 
 # --------------------------------------------------------------------------------------------
@@ -426,7 +247,7 @@ class Backend:
     Attributes
     ----------
     name : str
-        `numpy`, `cupy`, `torch`, `jax` or `strict`.
+        `numpy`, `cupy`, `torch`, `jax` or `strict`; of another library the name of its namespace.
     xp : module
         The namespace of its array functions (array API standard).
     device : object
@@ -440,38 +261,38 @@ class Backend:
     device: Any
     device_name: str
 
-    def dtype(self, name: str) -> Any:
-        """Return the library's dtype called `name`.
+    def dtype(self, dtype: Any) -> Any:
+        """Return the library's dtype of this name, such as `float32`, or of a dtype's name.
 
         Raises
         ------
         ValueError
             If the library lacks it, or has it switched off (JAX's float64).
         """
+        name = dtype_name(dtype)
         if name == "float64" and self.name == "jax" and not _jax_has_float64():
             raise ValueError(
                 "dtype float64 is switched off in JAX: set JAX_ENABLE_X64=1 or "
                 "jax.config.update('jax_enable_x64', True), or use float32"
             )
-        dtype = getattr(self.xp, name, None)
+        found = getattr(self.xp, name, None)
         if name == "bfloat16" and self.name == "cupy":
-            dtype = _cupy_bfloat16()
-        if dtype is None:
+            found = _cupy_bfloat16()
+        if found is None:
             raise ValueError(f"dtype {name} does not exist in the backend {self.name}")
-        return dtype
+        return found
 
-    def asarray(self, array: Any, dtype: str | None = None) -> Array:
+    def asarray(self, array: Any, dtype: Any = None) -> Array:
         """Copy or move `array` (NumPy, nested lists, or this library's own) to the device.
 
-        `dtype` is a name such as `float32`; without it the dtype stays as it is (in JAX with 64-bit
-        numbers switched off, int64 becomes int32 where the numbers fit).
+        `dtype` is a dtype or its name, such as `float32`; without it the dtype stays as it is (in
+        JAX with 64-bit numbers switched off, int64 becomes int32 where the numbers fit).
         """
         if type(array) in (int, float, bool) or isinstance(array, list | tuple | np.generic):
             array = np.asarray(array)
         if not isinstance(array, np.ndarray):
-            given = array.dtype
-            if dtype is not None and dtype_name(given) != dtype:
-                return self.xp.asarray(array, dtype=self.dtype(dtype), device=self.device)
+            if dtype is not None and array.dtype != (target := self.dtype(dtype)):
+                return self.xp.asarray(array, dtype=target, device=self.device)
             return self.xp.asarray(array, device=self.device)
         if self.name == "jax" and dtype is None and array.dtype == np.int64:
             array = _jax_integers(array)
@@ -531,18 +352,32 @@ def _cupy_bfloat16() -> Any:
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """Copy any library's array to the host as a NumPy array; torch's bfloat16 becomes float32."""
+    """Copy any library's array to the host as a NumPy array; torch's bfloat16 becomes float32.
+
+    Raises
+    ------
+    TypeError
+        If it has no values that can be read: by its library's own way, `__array__` or DLPack.
+    """
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "detach"):  # torch
         host = array.detach().cpu()
         return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())
-    if type(array).__module__.startswith("array_api_strict"):
-        strict = importlib.import_module("array_api_strict")
-        return np.array(strict.asarray(array, device=strict.Device("CPU_DEVICE")))
     if hasattr(array, "get"):  # cupy
         return np.asarray(array.get())
-    return np.asarray(array)
+    xp = _NAMESPACES.get(type(array))
+    if xp is not None and is_library(xp, "strict"):
+        array = xp.asarray(array, device=xp.Device("CPU_DEVICE"))
+    if hasattr(array, "__array__") or not hasattr(array, "dtype"):
+        return np.asarray(array)
+    try:
+        return np.array(np.from_dlpack(array))
+    except (AttributeError, TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(
+            f"a {_kind(array)} cannot be read on the host, neither by __array__ nor by DLPack: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def host_of(array: Array) -> np.ndarray[Any, Any]:
@@ -554,12 +389,12 @@ def host_of(array: Array) -> np.ndarray[Any, Any]:
 
 def copy_of(xp: Namespace, array: Array) -> Array:
     """Return a copy on the same device; autograd, if it records, goes through it."""
-    return array.clone() if hasattr(array, "clone") else xp.asarray(array, copy=True)
+    return array.clone() if is_library(xp, "torch") else xp.asarray(array, copy=True)
 
 
 def unrecorded(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
     """Return the context in which PyTorch's autograd records nothing; elsewhere nothing does."""
-    if not xp.__name__.endswith("torch"):
+    if not is_library(xp, "torch"):
         return contextlib.nullcontext()
     no_grad: contextlib.AbstractContextManager[Any] = importlib.import_module("torch").no_grad()
     return no_grad
@@ -587,7 +422,7 @@ def like_of(array: np.ndarray[Any, Any], like: Array) -> Array:
     if isinstance(like, np.ndarray):
         return array.astype(like.dtype, copy=False)
     xp = array_namespace(like=like)
-    if dtype_name(like.dtype) == "bfloat16" or xp.__name__.endswith("torch"):
+    if is_library(xp, "torch"):  # it shares NumPy's memory, and refuses read-only arrays
         array = np.array(array)
     return xp.asarray(array, dtype=like.dtype, device=device_of(like))
 
@@ -619,17 +454,17 @@ def _import(module: str, package: str, extra: str) -> Any:
         ) from error
 
 
-def _numpy(device: str | None) -> Backend:
+def _numpy(device: Any) -> Backend:
     if device not in (None, "cpu"):
         raise BackendError(f"NumPy has no device {device!r}: its only device is 'cpu'")
     return Backend("numpy", np, "cpu", "cpu")
 
 
-def _torch(device: str | None) -> Backend:
+def _torch(device: Any) -> Backend:
     torch = _import("torch", "PyTorch", "torch")
     xp = _import("array_api_compat.torch", "array-api-compat", "torch")
     try:
-        chosen = torch.device(device or "cpu")
+        chosen = torch.device("cpu" if device is None else device)
         torch.zeros(1, device=chosen).cpu()
     except Exception as error:
         raise BackendError(
@@ -638,8 +473,10 @@ def _torch(device: str | None) -> Backend:
     return Backend("torch", xp, chosen, str(chosen))
 
 
-def _jax(device: str | None) -> Backend:
+def _jax(device: Any) -> Backend:
     jax = _import("jax", "JAX", "jax")
+    if isinstance(device, jax.Device):
+        device = f"{device.platform}:{device.id}"
     kind, _, index = (device or "").partition(":")
     try:
         there = jax.devices(kind or None)
@@ -652,20 +489,22 @@ def _jax(device: str | None) -> Backend:
     return Backend("jax", importlib.import_module("jax.numpy"), chosen, name)
 
 
-def _strict(device: str | None) -> Backend:
+def _strict(device: Any) -> Backend:
     strict = _import("array_api_strict", "array-api-strict", "strict")
     name = "CPU_DEVICE" if device is None or device == "cpu" else device
     try:
-        chosen = strict.Device(name)
+        chosen = strict.Device(name) if isinstance(name, str) else name
     except Exception as error:
         raise BackendError(
             f"array-api-strict has no device {device!r}: {first_line(error)}"
         ) from error
-    return Backend("strict", strict, chosen, name)
+    return Backend("strict", strict, chosen, str(name))
 
 
-def _cupy(device: str | None) -> Backend:
+def _cupy(device: Any) -> Backend:
     cupy = _import("cupy", "CuPy", "cupy")
+    if isinstance(device, cupy.cuda.Device):
+        device = f"cuda:{device.id}"
     kind, _, index = (device or "cuda").partition(":")
     if kind not in ("cuda", "gpu") or not (index or "0").isdigit():
         raise BackendError(
@@ -765,7 +604,7 @@ def cuda_version(version: int) -> str:
 
 
 class _Entry(NamedTuple):
-    make: Callable[[str | None], Backend]
+    make: Callable[[Any], Backend]
     distributions: Sequence[str]
 
 
@@ -779,17 +618,18 @@ BACKENDS: dict[str, _Entry] = {
 }
 
 
-def select(name: str = "auto", device: str | None = None) -> Backend:
+def select(name: Any = "auto", device: Any = None) -> Backend:
     """Return the backend called `name`, proven usable.
 
     Parameters
     ----------
-    name : str
+    name : str or namespace
         `numpy`, `cupy`, `torch`, `jax`, `strict`, or `auto`: what the environment variable
-        `RNN_XP_BACKEND` names, else CuPy where a GPU really runs a kernel, else NumPy.
-    device : str, optional
-        A device of that library: `cpu`, `cuda`, `cuda:1`, …; when left out, CuPy's current device,
-        and the other libraries' default device.
+        `RNN_XP_BACKEND` names, else CuPy where a GPU really runs a kernel, else NumPy. Or any
+        namespace of array functions, such as `numpy` itself.
+    device : str or device, optional
+        A device of that library, or its name: `cpu`, `cuda`, `cuda:1`, …; when left out, CuPy's
+        current device, and the other libraries' default device.
 
     Raises
     ------
@@ -797,6 +637,8 @@ def select(name: str = "auto", device: str | None = None) -> Backend:
         If the name is unknown, or the backend or device cannot be used: one line with the reason
         and what to do.
     """
+    if not isinstance(name, str):
+        return _of_namespace(name, device)
     name = name.lower()
     if name == "auto":
         chosen = os.environ.get("RNN_XP_BACKEND", "").lower()
@@ -817,6 +659,52 @@ def select(name: str = "auto", device: str | None = None) -> Backend:
     return BACKENDS[name].make(device)
 
 
+def _of_namespace(xp: Namespace, device: Any) -> Backend:
+    """Return the backend of a namespace; of one that this module does not know, as it is."""
+    package = getattr(xp, "__name__", "").removeprefix("array_api_compat.").partition(".")[0]
+    name = {"array_api_strict": "strict"}.get(package, package)
+    if name in BACKENDS and xp in (sys.modules.get(package), sys.modules.get(_MODULES[name])):
+        return BACKENDS[name].make(device)
+    if not hasattr(xp, "asarray"):
+        raise BackendError(
+            f"unknown backend {xp!r}: expected one of {', '.join(('auto', *BACKENDS))}, or a "
+            "namespace of the array API standard"
+        )
+    return Backend(package, xp, device, str(device))
+
+
+def placing(
+    backend: Any, device: Any, dtype: Any, like: Array = None
+) -> Callable[[np.ndarray[Any, Any]], Array]:
+    """Return what moves drawn parameters to where they shall lie, in which dtype.
+
+    Parameters
+    ----------
+    backend, device : as in `select`
+    dtype : a floating-point dtype, or its name
+    like : an array, optional
+        Its library and device are taken instead of `backend` and `device`; and its dtype instead of
+        `dtype`, if that is floating-point.
+
+    Raises
+    ------
+    BackendError
+        As `select`.
+    ValueError
+        If the dtype is no floating-point one, or does not exist in the library.
+    """
+    if like is not None:
+        xp = array_namespace(like=like)
+        if is_floating(like):
+            return lambda drawn: like_of(drawn, like)
+        backend, device = xp, device_of(like)
+    chosen = select(backend, device)
+    chosen.dtype(dtype)
+    if dtype_name(dtype) not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype_name(dtype)}")
+    return lambda drawn: chosen.asarray(drawn, dtype)
+
+
 def _usable(name: str) -> bool:
     try:
         BACKENDS[name].make(None)
@@ -825,9 +713,7 @@ def _usable(name: str) -> bool:
     return True
 
 
-def available(
-    names: Iterable[str] = tuple(BACKENDS), device: str | None = None
-) -> dict[str, Status]:
+def available(names: Iterable[str] = tuple(BACKENDS), device: Any = None) -> dict[str, Status]:
     """Return every backend with its state on this machine: version, device, or the reason.
 
     `device` is one of those that `select` takes, for all of them.
@@ -835,7 +721,7 @@ def available(
     return {name: _status(name, device) for name in names}
 
 
-def _status(name: str, device: str | None) -> Status:
+def _status(name: str, device: Any) -> Status:
     version = _version(BACKENDS[name].distributions)
     try:
         backend = BACKENDS[name].make(device)

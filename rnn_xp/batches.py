@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp import accelerate
 from rnn_xp.backend import Array, Backend
+from rnn_xp.engines import around
 
 HostArray = np.ndarray[Any, Any]
 
@@ -28,7 +28,7 @@ def move(backend: Backend, dtype: str, batches: Iterable[Batch]) -> Generator[Ba
     A GPU gets many batches at a time, while it computes: a batch is there until the next one is
     asked for, and to be read only.
     """
-    ahead = accelerate.ahead(backend)
+    ahead = around.ahead(backend)
     if ahead is not None:
         yield from ahead(backend, dtype, batches)
         return

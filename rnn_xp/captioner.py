@@ -7,13 +7,15 @@ picture is read as a first word instead).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rnn_xp.backend import Array, array_namespace, on_its_device
 from rnn_xp.layers import Embedding, Linear, Recurrent
 from rnn_xp.layers.checks import check_cache, use_once
+from rnn_xp.layers.description import build, describe
+from rnn_xp.layers.recurrent import Factory
 from rnn_xp.models import Chain, Params, PreparedChain, State, recurrent_layer, token_chain
 from rnn_xp.random import Seed, spawn
 
@@ -78,10 +80,10 @@ class Captioner:
         first, last = (layers[0], layers[-1]) if layers else (None, None)
         if not isinstance(first, Embedding) or not isinstance(last, Linear):
             raise ValueError("a captioner's chain begins with an Embedding, and ends with a Linear")
-        found = [layer for layer in layers if isinstance(layer, Recurrent)]
+        found: list[Any] = [layer for layer in layers if layer.has_state]
         if len(found) != 1 or found[0].bidirectional:
             raise ValueError("a captioner's chain has one recurrent layer, of one direction")
-        size = found[0].num_layers * sum(found[0].cell.state_sizes)
+        size = found[0].num_layers * sum(found[0].equations.state_sizes)
         if self.image.output_size != size:
             raise ValueError(
                 f"the image layer has output_size={self.image.output_size}, but the state has "
@@ -102,7 +104,8 @@ class Captioner:
 
     @property
     def _recurrent(self) -> tuple[str, Recurrent]:
-        return next((n, layer) for n, layer in self.text.layers if isinstance(layer, Recurrent))
+        found: Any = next(each for each in self.text.layers if each[1].has_state)
+        return found  # type: ignore[no-any-return]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -114,13 +117,13 @@ class Captioner:
         """Return the layers as plain values; `Captioner.build` makes the same model of them."""
         return {
             "type": "Captioner",
-            "image": asdict(self.image),
+            "image": describe(self.image),
             "text": self.text.describe(),
         }
 
     @classmethod
-    def build(cls, description: Mapping[str, Any]) -> Captioner:
-        """Make a captioner from what `describe` returned.
+    def build(cls, description: Mapping[str, Any], given: Iterable[Factory] = ()) -> Captioner:
+        """Make a captioner from what `describe` returned; `given` are cells that it may name.
 
         Raises
         ------
@@ -128,21 +131,15 @@ class Captioner:
             If a part is missing, or has unknown or wrong arguments.
         """
         try:
-            return cls(Linear(**description["image"]), Chain.build(description["text"]))
+            image: Any = build({"type": "Linear", **description["image"]})
+            return cls(image, Chain.build(description["text"], given))
         except (TypeError, KeyError) as error:
             raise ValueError(f"wrong arguments for Captioner: {error}") from error
 
-    def init(
-        self,
-        seed: Seed,
-        *,
-        backend: str = "numpy",
-        device: str | None = None,
-        dtype: str = "float32",
-    ) -> Params:
-        """Draw the parameters of both parts, each from a stream of its own."""
-        image = self.image.init(spawn(seed, 0), backend=backend, device=device, dtype=dtype)
-        text = self.text.init(spawn(seed, 1), backend=backend, device=device, dtype=dtype)
+    def init(self, seed: Seed, **where: Any) -> Params:
+        """Draw the parameters of both parts, each from a stream of its own; see `Linear.init`."""
+        image = self.image.init(spawn(seed, 0), **where)
+        text = self.text.init(spawn(seed, 1), **where)
         return {_IMAGE + name: value for name, value in image.items()} | text
 
     def prepare(self, params: Params) -> PreparedCaptioner:
@@ -209,7 +206,7 @@ class Captioner:
         xp = array_namespace(flat=flat)
         name, layer = self._recurrent
         parts, start = [], 0
-        for size in layer.cell.state_sizes:
+        for size in layer.equations.state_sizes:
             end = start + layer.num_layers * size
             part = xp.reshape(flat[:, start:end], (-1, layer.num_layers, size))
             parts.append(xp.permute_dims(part, (1, 0, 2)))
@@ -239,7 +236,7 @@ def caption_model(
     image_size: int,
     vocabulary_size: int,
     *,
-    cell: str = "gru",
+    cell: str | Factory = "gru",
     embedding_size: int = 32,
     hidden_size: int = 128,
     num_layers: int = 1,
@@ -252,9 +249,9 @@ def caption_model(
     Raises
     ------
     ValueError
-        If `cell` is not one of rnn, lstm, gru, or a size is out of range.
+        If `cell` is unknown, or a size is out of range.
     """
     recurrent = recurrent_layer(cell)(embedding_size, hidden_size, num_layers, dropout=dropout)
     text = token_chain(vocabulary_size + 1, recurrent, vocabulary_size)
-    state_size = num_layers * sum(recurrent.cell.state_sizes)
+    state_size = num_layers * sum(recurrent.equations.state_sizes)
     return Captioner(Linear(image_size, state_size), text)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,10 @@ import numpy as np
 from rnn_xp.backend import Array, Backend, dtype_name, host_of, select
 from rnn_xp.errors import first_line
 from rnn_xp.files import replace_file
-from rnn_xp.models import Chain, Layer
+from rnn_xp.layers.base import Layer
+from rnn_xp.layers.description import UnknownCellError, build, describe
+from rnn_xp.layers.recurrent import Factory
+from rnn_xp.models import Chain
 
 if TYPE_CHECKING:
     from rnn_xp.captioner import Captioner
@@ -85,6 +88,8 @@ def save(
     ------
     ValueError
         If the parameters do not fit the model, or one's name begins with `training.`.
+    TypeError
+        If the model has a layer that `load` would not know, or a cell without a name.
     OSError
         If the file cannot be written; an old file is left as it was.
     """
@@ -118,7 +123,8 @@ def load(
     *,
     backend: str = "numpy",
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: Any = None,
+    cells: Iterable[Factory] = (),
 ) -> Checkpoint:
     """Read what `save` wrote.
 
@@ -130,12 +136,14 @@ def load(
     dtype : str, optional
         Cast the parameters; without it they stay as they were saved, but bfloat16 is float32 on
         a backend without it.
+    cells : cells of your own, as `Recurrent` takes them
+        Those that the model has. The file names them; code that it names is never imported.
 
     Raises
     ------
     CheckpointError
-        If the file is truncated, no safetensors file, of another program or format version, or
-        its tensors do not fit its model.
+        If the file is truncated, no safetensors file, of another program or format version, has a
+        cell that is not given, or its tensors do not fit its model.
     OSError
         If the file cannot be read.
     """
@@ -145,11 +153,13 @@ def load(
         what = f"the format {found!r}" if found else "no rnn_xp model description"
         raise CheckpointError(f"{path} has {what}: expected the format {FORMAT!r}")
     try:
-        model = _build(json.loads(metadata["model"]))
+        model = _build(json.loads(metadata["model"]), tuple(cells))
         vocabulary = json.loads(metadata.get("vocabulary", "null"))
         task = json.loads(metadata.get("task", "{}"))
         training = json.loads(metadata.get("training", "{}"))
         narrow = json.loads(metadata.get("bfloat16", "[]"))
+    except UnknownCellError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (
         KeyError,
         ValueError,
@@ -253,22 +263,18 @@ def _bfloat16(path: str | os.PathLike[str], name: str) -> np.ndarray[Any, Any]:
 
 def _describe(model: Chain | Captioner | Layer) -> Any:
     """Return a model as plain values: a list of a chain's layers, else a dict with its type."""
-    if isinstance(model, Layer):
-        (layer,) = Chain((("", model),)).describe()
-        return layer
-    return model.describe()
+    return {"name": "", **describe(model)} if isinstance(model, Layer) else model.describe()
 
 
-def _build(description: Any) -> Chain | Captioner | Layer:
+def _build(description: Any, given: tuple[Factory, ...]) -> Chain | Captioner | Layer:
     """Make the model that `_describe` took apart."""
     if isinstance(description, list):
-        return Chain.build(description)
+        return Chain.build(description, given)
     if description.get("type") == "Captioner":
         from rnn_xp.captioner import Captioner  # a few ms that `import rnn_xp` does without
 
-        return Captioner.build(description)
-    ((_, layer),) = Chain.build([description]).layers
-    return layer
+        return Captioner.build(description, given)
+    return build({k: v for k, v in description.items() if k != "name"}, given)
 
 
 def misfit(

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp import accelerate
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -27,10 +26,10 @@ from rnn_xp.backend import (
     dtype_name,
     is_floating,
     on_its_device,
-    operations,
     same_device,
     widened,
 )
+from rnn_xp.engines import around
 
 
 @on_its_device
@@ -76,7 +75,7 @@ def softmax_cross_entropy(
         raise TypeError(f"targets must be integers, got {dtype_name(targets.dtype)}")
     flat = xp.reshape(widened(xp, logits), (-1, classes))
     weights = _weights(xp, mask, shape[:-1], flat, reduction)
-    on_gpu = accelerate.training_on_gpu(flat)
+    on_gpu = around.training_on_gpu(flat)
     index = None if on_gpu else xp.arange(classes, device=device_of(logits))
     integer = xp.int64 if index is None else index.dtype
     numbers = xp.reshape(xp.astype(targets, integer, copy=False), (-1, 1))
@@ -87,7 +86,6 @@ def softmax_cross_entropy(
     if on_host and ((numbers < 0) | (numbers >= classes)).any():
         wrong = numbers[(numbers < 0) | (numbers >= classes)][0]
         raise ValueError(f"targets must lie in 0..{classes - 1}, got {wrong}")
-    ops = operations(xp)
 
     def formula(flat: Array) -> tuple[Array, Array]:
         if index is None:
@@ -95,19 +93,25 @@ def softmax_cross_entropy(
             return made
         small = on_host and _is_small(flat)
         shifted = flat if small else flat - xp.max(flat, axis=1, keepdims=True)
-        picked = xp.take_along_axis(shifted, numbers, axis=1)
+        # Not by `take_along_axis`, which the standard has since 2024 alone.
+        chosen = None if on_host else index[None, :] == numbers
+        picked = (
+            shifted[np.arange(len(shifted)), numbers[:, 0]][:, None]
+            if on_host
+            else xp.sum(xp.where(chosen, shifted, xp.zeros_like(shifted)), axis=1, keepdims=True)
+        )
         powers = xp.exp(shifted)
         if on_host:  # NumPy's reductions of short rows are slow: of 80, a product takes a sixth
             sums = powers @ np.ones((classes, 1), dtype=powers.dtype)
         else:
             sums = xp.sum(powers, axis=1, keepdims=True)
         loss = xp.sum((xp.log(sums) - picked) * weights)
-        p = ops.multiply(powers, weights / sums, out=powers)
         if on_host:  # the standard has no scatter; this is a third of the time on NumPy
-            p[np.arange(p.shape[0]), numbers[:, 0]] -= weights[:, 0]
-        else:
-            p = p - xp.where(index[None, :] == numbers, weights, xp.zeros_like(weights))
-        return loss, p
+            powers *= weights / sums
+            powers[np.arange(len(powers)), numbers[:, 0]] -= weights[:, 0]
+            return loss, powers
+        p = powers * (weights / sums)
+        return loss, p - xp.where(chosen, weights, xp.zeros_like(weights))
 
     loss, p = _of_what_counts(xp, formula, counts, flat)
     return _like(xp, loss, logits), _like(xp, xp.reshape(p, shape), logits)
@@ -142,7 +146,7 @@ def binary_cross_entropy(
     """
 
     def formula(xp: Namespace, weights: Array, a: Array, y: Array) -> tuple[Array, Array]:
-        loss = xp.maximum(a, xp.zeros_like(a)) - a * y + xp.log1p(xp.exp(-xp.abs(a)))
+        loss = xp.where(a > 0, a, xp.zeros_like(a)) - a * y + xp.log1p(xp.exp(-xp.abs(a)))
         return xp.sum(loss * weights), (sigmoid(a) - y) * weights
 
     return _over_elements(formula, "logits", logits, targets, mask, reduction)
@@ -345,8 +349,8 @@ def _weights(
     weights = xp.reshape(xp.astype(mask, like.dtype), (-1, 1))
     if reduction == "sum":
         return weights
-    one = xp.ones((), dtype=like.dtype, device=device)
-    return weights / xp.maximum(xp.sum(weights), one)
+    count = xp.sum(weights)
+    return weights / xp.where(count > 0, count, xp.ones_like(count))
 
 
 def _like(xp: Namespace, array: Array, like: Array) -> Array:

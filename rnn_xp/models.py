@@ -6,12 +6,13 @@ A `Chain` runs its layers one after the other. Its parameters are the layers', n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
-from rnn_xp.backend import Array, array_namespace, copy_of, on_its_device
+from rnn_xp import cells
+from rnn_xp.backend import Array
 from rnn_xp.layers import (
     GRU,
     LSTM,
@@ -20,20 +21,17 @@ from rnn_xp.layers import (
     Embedding,
     Linear,
     Pool,
-    Prepared,
     Recurrent,
     lookup,
 )
+from rnn_xp.layers.base import Layer
 from rnn_xp.layers.checks import check_cache, on_host
+from rnn_xp.layers.description import build, describe
+from rnn_xp.layers.recurrent import Factory
 from rnn_xp.random import Seed, spawn
 
 Params = dict[str, Array]
 State = dict[str, Any]
-Layer = Recurrent | Linear | Embedding | Dropout | Pool
-
-LAYERS: dict[str, type[Layer]] = {
-    kind.__name__: kind for kind in (RNN, LSTM, GRU, Linear, Embedding, Dropout, Pool)
-}
 
 
 @dataclass
@@ -86,46 +84,34 @@ class Chain:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the layers as plain values; `Chain.build` makes the same chain of them."""
-        return [
-            {"name": name, "type": type(layer).__name__, **asdict(layer)}
-            for name, layer in self.layers
-        ]
+        return [{"name": name, **describe(layer)} for name, layer in self.layers]
 
     @classmethod
-    def build(cls, description: Sequence[Mapping[str, Any]]) -> Chain:
-        """Make a chain from what `describe` returned.
+    def build(
+        cls, description: Sequence[Mapping[str, Any]], given: Iterable[Factory] = ()
+    ) -> Chain:
+        """Make a chain from what `describe` returned; `given` are cells that it may name.
 
         Raises
         ------
         ValueError
-            If a layer is of an unknown type, or has unknown or wrong arguments.
+            If a layer is of an unknown type, has unknown or wrong arguments, or a cell that is not
+            given.
         """
         layers = []
         for entry in description:
-            arguments = {k: v for k, v in entry.items() if k not in ("name", "type")}
-            if entry.get("type") not in LAYERS:
-                raise ValueError(f"unknown layer type {entry.get('type')!r}")
-            try:
-                layers.append((str(entry["name"]), LAYERS[entry["type"]](**arguments)))
-            except (TypeError, KeyError) as error:
-                raise ValueError(f"wrong arguments for {entry['type']}: {error}") from error
+            layer = build({k: v for k, v in entry.items() if k != "name"}, given)
+            if "name" not in entry:
+                raise ValueError(f"the layer {layer} has no name")
+            layers.append((str(entry["name"]), layer))
         return cls(tuple(layers))
 
-    def init(
-        self,
-        seed: Seed,
-        *,
-        backend: str = "numpy",
-        device: str | None = None,
-        dtype: str = "float32",
-    ) -> Params:
-        """Draw the parameters of every layer, each from a stream of its own."""
+    def init(self, seed: Seed, **where: Any) -> Params:
+        """Draw the parameters of every layer, each from a stream of its own; see `Linear.init`."""
         return {
             f"{name}.{parameter}": value
             for k, (name, layer) in enumerate(self.layers)
-            for parameter, value in layer.init(
-                spawn(seed, k), backend=backend, device=device, dtype=dtype
-            ).items()
+            for parameter, value in layer.init(spawn(seed, k), **where).items()
         }
 
     def prepare(self, params: Params) -> PreparedChain:
@@ -134,14 +120,7 @@ class Chain:
         Later changes of `params` have no effect on it.
         """
         parts = self._parts(params)
-        return PreparedChain(
-            {
-                name: layer.prepare(parts[name])
-                if isinstance(layer, Recurrent)
-                else {key: _copy(value) for key, value in parts[name].items()}
-                for name, layer in self.layers
-            }
-        )
+        return PreparedChain({name: layer.prepare(parts[name]) for name, layer in self.layers})
 
     def __call__(
         self,
@@ -168,14 +147,11 @@ class Chain:
         parts = params.layers if isinstance(params, PreparedChain) else self._parts(params)
         states: State = {}
         for name, layer in self.layers:
-            if isinstance(layer, Recurrent):
-                given: Params | Prepared = parts[name]
-                before = self._before(state, name)
-                x, states[name] = layer(given, x, before, lengths=lengths)
-            elif isinstance(layer, Pool):
-                x = layer({}, x, lengths=lengths)
+            given = {"lengths": lengths} if "lengths" in layer.takes else {}
+            if layer.has_state:
+                x, states[name] = layer(parts[name], x, self._before(state, name), **given)
             else:
-                x = layer(parts[name], x)
+                x = layer(parts[name], x, **given)
         return x, states
 
     def forward(
@@ -194,27 +170,13 @@ class Chain:
         caches: list[Any] = []
         for k, (name, layer) in enumerate(self.layers):
             seed = None if dropout_seed is None else spawn(dropout_seed, k)
-            cache: Any
-            if isinstance(layer, Recurrent):
-                before = self._before(state, name)
-                own: dict[str, Any] = {"lengths": lengths, "dropout_seed": seed}
-                if isinstance(x, lookup.OneHot):
-                    table = parts[self.layers[k - 1][0]]["weight"]
-                    x, states[name], cache = lookup.forward(
-                        layer, parts[name], table, x, before, **own
-                    )
-                else:
-                    x, states[name], cache = layer.forward(parts[name], x, before, **own)
-            elif isinstance(layer, Embedding) and lookup.pays(
-                layer, self._above(k), parts[name], x
-            ):
+            own = {"lengths": lengths, "dropout_seed": seed}
+            if layer.has_state:
+                x, states[name], cache = self._through(k, parts, x, self._before(state, name), own)
+            elif lookup.pays(layer, self._above(k), parts[name], x):
                 x, cache = lookup.one_hot(layer, parts[name], x), None
-            elif isinstance(layer, Pool):
-                x, cache = layer.forward({}, x, lengths=lengths)
-            elif isinstance(layer, Dropout):
-                x, cache = layer.forward({}, x, dropout_seed=seed)
             else:
-                x, cache = layer.forward(parts[name], x)
+                x, cache = layer.forward(parts[name], x, **{key: own[key] for key in layer.takes})
             caches.append(cache)
         return x, states, Cache(self, caches)
 
@@ -227,13 +189,11 @@ class Chain:
         gradients: dict[str, Params] = {}
         states: State = {}
         for (name, layer), kept in zip(reversed(self.layers), reversed(cache.caches), strict=True):
-            if isinstance(layer, Recurrent):
+            if layer.has_state:
                 after = None if dstate is None else dstate.get(name)
-                if isinstance(kept, lookup.Cache):
-                    found = lookup.backward(layer, parts[name], kept, dy, after)
-                else:
-                    found = layer.backward(parts[name], kept, dy, after)
-                gradients[name], dy, states[name] = found
+                looked_up = type(kept) is lookup.Cache
+                backward = partial(lookup.backward, layer) if looked_up else layer.backward
+                gradients[name], dy, states[name] = backward(parts[name], kept, dy, after)
             elif kept is None:  # an embedding that was looked up: dy is the gradient of its weight
                 gradients[name], dy = {"weight": dy}, None
             else:
@@ -245,6 +205,16 @@ class Chain:
             for parameter in layer.shapes
         }
         return dparams, dy, states
+
+    def _through(
+        self, k: int, parts: dict[str, Params], x: Any, state: Any, options: dict[str, Any]
+    ) -> Any:
+        """Run a layer with a state, and the embedding below it if that left its integers."""
+        name, layer = self.layers[k]
+        if type(x) is not lookup.OneHot:
+            return layer.forward(parts[name], x, state, **options)
+        table = parts[self.layers[k - 1][0]]["weight"]
+        return lookup.forward(layer, parts[name], table, x, state, **options)
 
     def _above(self, k: int) -> Layer | None:
         return self.layers[k + 1][1] if k + 1 < len(self.layers) else None
@@ -267,23 +237,23 @@ class Chain:
         return parts
 
 
-@on_its_device
-def _copy(array: Array) -> Array:
-    return copy_of(array_namespace(params=array), array)
-
-
-_RECURRENT: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+_RECURRENT: dict[str, Callable[..., Recurrent]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+_OTHERS = ("LayerNormLSTM", "LayerNormGRU", "IndRNN", "MinGRU", "MinLSTM", "SLSTM")
+_RECURRENT |= {name.lower(): partial(Recurrent, getattr(cells, name)) for name in _OTHERS}
 CELLS = tuple(_RECURRENT)
+"""The names of cells: of the layers, then of other cells of `rnn_xp.cells`."""
 
 
-def recurrent_layer(cell: str) -> type[RNN] | type[LSTM] | type[GRU]:
-    """Return the recurrent layer called `cell`: rnn, lstm or gru.
+def recurrent_layer(cell: str | Factory) -> Callable[..., Recurrent]:
+    """Return what makes recurrent layers of a cell: one of `CELLS`, or as `Recurrent` takes it.
 
     Raises
     ------
     ValueError
         If it is none of them.
     """
+    if callable(cell):
+        return partial(Recurrent, cell)
     if cell not in CELLS:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
     return _RECURRENT[cell]
@@ -292,7 +262,7 @@ def recurrent_layer(cell: str) -> type[RNN] | type[LSTM] | type[GRU]:
 def character_model(
     vocabulary_size: int,
     *,
-    cell: str = "gru",
+    cell: str | Factory = "gru",
     embedding_size: int = 64,
     hidden_size: int = 256,
     num_layers: int = 1,
@@ -305,13 +275,13 @@ def character_model(
     Raises
     ------
     ValueError
-        If `cell` is not one of rnn, lstm, gru, or a size is out of range.
+        If `cell` is unknown, or a size is out of range.
     """
     recurrent = recurrent_layer(cell)(embedding_size, hidden_size, num_layers, dropout=dropout)
     return token_chain(vocabulary_size, recurrent, vocabulary_size)
 
 
-def token_chain(read: int, recurrent: RNN | LSTM | GRU, written: int) -> Chain:
+def token_chain(read: int, recurrent: Recurrent, written: int) -> Chain:
     """Return embedding → recurrent → linear, from `read` kinds of tokens to `written` logits.
 
     The layer's own dropout stands before the linear layer too.
@@ -330,7 +300,7 @@ def sequence_model(
     input_size: int,
     output_size: int,
     *,
-    cell: str = "gru",
+    cell: str | Factory = "gru",
     hidden_size: int = 64,
     num_layers: int = 1,
     bidirectional: bool = False,

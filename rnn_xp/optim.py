@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp import accelerate
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -24,11 +23,11 @@ from rnn_xp.backend import (
     dtype_name,
     is_traced,
     on_its_device,
-    operations,
     same_device,
     unrecorded,
     widened,
 )
+from rnn_xp.engines import around
 from rnn_xp.layers.checks import check_given
 
 Params = dict[str, Array]
@@ -74,13 +73,14 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Pa
                 f"{first} {dtype_name(like.dtype)} on {device_of(like)}: expected the same"
             )
     with unrecorded(xp):
-        made = accelerate.clip(list(grads.values()), max_norm)
+        made = around.clip(list(grads.values()), max_norm)
         if made is not None:
             return dict(zip(grads, made[0], strict=True)), made[1]
         norm = _global_norm(xp, list(grads.values()))
         if xp is np and norm + 1e-6 <= max_norm:
             return dict(grads), norm
-        factor = xp.minimum(max_norm / (norm + 1e-6), xp.ones_like(norm))
+        factor = max_norm / (norm + 1e-6)
+        factor = xp.where(factor > 1.0, xp.ones_like(factor), factor)
         return {name: _array(xp, g * factor) for name, g in grads.items()}, norm
 
 
@@ -326,23 +326,12 @@ class Adam(_Optimizer):
         correction = (1.0 - beta2**step) ** 0.5  # of √v; here eps and the rate carry it
         eps, scale = self.eps * correction, -rate * correction / (1.0 - beta1**step)
         keep = self._keep(rate)
-        made = accelerate.adam((param, grad, *slots), self.betas, eps, scale, keep)
+        made = around.adam((param, grad, *slots), self.betas, eps, scale, keep)
         if made is not None:
             return made[0], list(made[1:])
-        param = param if keep == 1.0 else param * keep
-        multiply = operations(xp).multiply
-        m, v = beta1 * slots[0], beta2 * slots[1]
-        new = (1.0 - beta1) * grad
-        m += new
-        new = multiply(grad, grad, out=new)
-        new *= 1.0 - beta2
-        v += new
-        root = xp.sqrt(v)
-        root += eps
-        new = multiply(m, scale, out=new)
-        new /= root
-        new += param
-        return new, [m, v]
+        m = beta1 * slots[0] + (1.0 - beta1) * grad
+        v = beta2 * slots[1] + (1.0 - beta2) * (grad * grad)
+        return keep * param + scale * m / (xp.sqrt(v) + eps), [m, v]
 
 
 @dataclass(frozen=True)
@@ -431,7 +420,7 @@ class Average:
         mean: Params = {}
         with unrecorded(xp):
             for name, old in state["mean"].items():
-                made = accelerate.moved(old, params[name], new)
+                made = around.moved(old, params[name], new)
                 mean[name] = _array(xp, old + new * (params[name] - old)) if made is None else made
         return {"step": step + 1, "mean": mean}
 

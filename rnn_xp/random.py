@@ -62,5 +62,4 @@ def dropout_mask(seed: Seed, rate: float, like: Array) -> Array:
     else:  # one byte an element is moved
         xp = array_namespace(like=like)
         mask = xp.astype(xp.asarray(kept, device=device_of(like)), like.dtype)
-    mask *= 1.0 / (1.0 - rate)
-    return mask
+    return mask * (1.0 / (1.0 - rate))

@@ -1,15 +1,11 @@
 """The time loop, forward and backward through time: knows no cell.
 
-    forward:   pre = W_ih x + b for many steps at once, then step after step
-    backward:  the local factors of many steps at once, then step after step in the other order,
-               then the gradients of the weights and of x by one product each
+    forward:   W_ih x + b_ih for all steps at once, then step after step
+    backward:  step after step in the other order, then the gradients of the weights and of x by one
+               product each
 
-"Many steps at once" is a chunk: as many steps as keep its arrays in the processor's cache, all of
-them on a GPU. A chunk keeps what the backward pass needs; in inference it is dropped.
-
-Time comes first at the edges, x (T, B, I) and y (T, B, H); inside, states are columns (H, B), so
-that gates are contiguous and a cell reads like its equations. The reverse direction visits the
-steps in the other order; nothing is flipped.
+Time comes first, x (T, B, I) and y (T, B, H); a state is (B, H) for each of its parts. The reverse
+direction visits the steps in the other order; nothing is flipped.
 
 A ragged batch has `valid` (T, B), False past a sequence's length. A step past the length leaves
 the state as it was, gives output 0 and passes no gradient.
@@ -17,62 +13,39 @@ the state as it was, gives output 0 and passes no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from rnn_xp.backend import Array, Namespace, Operations, array_namespace, device_of, is_traced
-from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
-
-
-class Ragged(NamedTuple):
-    """Which steps of which sequences count."""
-
-    lengths: Array
-    """(B,), integers on the host, or traced by JAX"""
-    valid: Array
-    """(T, B), boolean"""
-    shortest: int
-    """All sequences have the steps before this one."""
-
-    @classmethod
-    def of(cls, lengths: Array, steps: int, like: Array) -> Ragged | None:
-        """Return the steps that count, on the device of `like`; None if all of them do."""
-        if is_traced(lengths):
-            return cls(lengths, np.arange(steps)[:, None] < lengths[None, :], 0)
-        shortest = int(lengths.min())
-        if shortest == steps:
-            return None
-        xp = array_namespace(x=like)
-        valid = np.arange(steps)[:, None] < lengths[None, :]
-        return cls(lengths, xp.asarray(valid, device=device_of(like)), shortest)
-
-    def step(self, t: int) -> Array:
-        """Return valid at step t as (B,), or None where every sequence has the step."""
-        return None if t < self.shortest else self.valid[t, ...]
+from rnn_xp.backend import Array, Namespace, device_of, like_dtype
+from rnn_xp.cells.base import Cell, Weights, product
 
 
 class Loop(NamedTuple):
-    """What is walked over time, how the arrays are computed with, how far, and which way."""
+    """What is walked over time, in which library, which steps count, and which way."""
 
     cell: Cell
-    ops: Operations
-    ragged: Ragged | None
-    """None where all sequences have T steps."""
+    xp: Namespace
+    valid: Array | None
+    """(T, B), boolean; None where all steps of all sequences count."""
     reverse: bool
     """From the last step to the first."""
 
 
-def fold(cell: Cell, xp: Namespace, weights: Weights) -> Folded:
-    """Arrange the weights for `run`."""
-    return cell.fold(xp, weights)
+class Tape(NamedTuple):
+    """What a forward run keeps for the backward run."""
+
+    x: Array
+    """(T, B, I)"""
+    before: Sequence[Array]
+    """h before each step, (B, H)"""
+    kept: Sequence[tuple[Array, ...]]
+    """What the cell keeps of each step."""
 
 
 def run(
-    loop: Loop, w: Folded, x: Array, state: Sequence[Array | None], *, keep: bool
-) -> tuple[Array, Sequence[Array], list[Chunk]]:
-    """Run the cell over x.
+    loop: Loop, w: Weights, x: Array, state: Sequence[Array | None], *, keep: bool
+) -> tuple[Array, tuple[Array, ...], Tape | None]:
+    """Run a cell over x.
 
     Parameters
     ----------
@@ -84,135 +57,36 @@ def run(
     -------
     y : (T, B, H)
     state : the state after the last step that was visited, like the one that goes in
-    chunks : in the order of the visits; empty without `keep`
+    tape : what `run_backward` needs; None without `keep`
     """
-    cell, ops, ragged, reverse = loop
-    steps, batch = x.shape[0], x.shape[1]
-    if steps == 1 and ragged is None and not keep:
-        return _run_step(loop, w, x, state)
-    if ragged is not None:
-        x = zero_rows(ops, ragged.valid, x)
-    y = ops.buffer((steps, batch, cell.output_size), x)
-    work = cell.workspace(ops, x, batch)
-    chunks: list[Chunk] = []
-    columns = _columns(cell, ops, state, x)
-    for start, stop in _spans(ops, steps, batch, reverse, keep):
-        chunk = _run_chunk(loop, w, x, start, stop, columns, work)
-        columns = tuple(part[0 if reverse else -1, ...] for part in chunk.after)
-        y = ops.put(y, start, stop, ops.xp.permute_dims(chunk.after[0], (0, 2, 1)))
-        if keep:
-            chunks.append(chunk)
-    if ragged is not None:
-        y = zero_rows(ops, ragged.valid, y)
-    # Copies: the backward run reads what the parts are views of.
-    return y, [ops.fresh(part.T) for part in columns], chunks
-
-
-def _run_step(
-    loop: Loop, w: Folded, x: Array, state: Sequence[Array | None]
-) -> tuple[Array, Sequence[Array], list[Chunk]]:
-    """Run a single step of which nothing is kept, as a stream has it: a chunk would take longer."""
-    cell, ops, _, _ = loop
-    batch = x.shape[1]
-    room = ops.buffer((cell.gates, cell.hidden_size, batch), x)
-    pre = ops.matmul_blocks(w.weight_ih, x[0, ...].T, cell.gates, out=room)
-    if w.bias is not None:
-        pre = ops.add(pre, w.bias, out=pre)
-    out = [ops.buffer((size, batch), x) for size in cell.state_sizes]
-    extras = [ops.buffer((size, batch), x) for size in cell.extras]
-    work = cell.workspace(ops, x, batch)
-    _, after, _ = cell.step(ops, w, pre, _columns(cell, ops, state, x), out, extras, work)
-    last = [ops.contiguous(part.T) for part in after]
-    return ops.fresh(last[0])[None, ...], last, []
-
-
-def _columns(
-    cell: Cell, ops: Operations, state: Sequence[Array | None], x: Array, *, fresh: bool = False
-) -> tuple[Array, ...]:
-    """Return the parts of a state as columns (H, B); `fresh`: they will be written over."""
-    columns = []
-    for size, part in zip(cell.state_sizes, state, strict=True):
-        shape = (size, x.shape[1])
-        if part is None:
-            columns.append(ops.xp.zeros(shape, dtype=x.dtype, device=device_of(x)))
-        else:
-            column = part.T
-            columns.append(
-                ops.copy(column, out=ops.buffer(shape, x)) if fresh else ops.contiguous(column)
-            )
-    return tuple(columns)
-
-
-def _run_chunk(
-    loop: Loop,
-    w: Folded,
-    x: Array,
-    start: int,
-    stop: int,
-    state: Sequence[Array],
-    work: Sequence[Array],
-) -> Chunk:
-    cell, ops, ragged, reverse = loop
-    steps, batch = stop - start, x.shape[1]
-    x = x[start:stop, ...]
-    pre = _input_product(cell, ops, w, x)
-    # Row k holds the state between the steps k - 1 and k.
-    between = [ops.buffer((steps + 1, size, batch), x) for size in cell.state_sizes]
-    extras = [ops.buffer((steps, size, batch), x) for size in cell.extras]
-    state_rows = ops.rows(between, steps + 1)
-    extra_rows = ops.rows(extras, steps)
-    gate_rows = ops.rows((pre,), steps)
-    before, after = (1, 0) if reverse else (0, 1)
-    first = steps if reverse else 0
-    state = tuple(ops.copy(a, out=b) for a, b in zip(state, state_rows[first], strict=True))
-    state_rows[first] = state
-    for k in range(steps - 1, -1, -1) if reverse else range(steps):
-        old, (pre_k,) = state, gate_rows[k]
-        gates, state, extra_rows[k] = cell.step(
-            ops, w, pre_k, old, state_rows[k + after], extra_rows[k], work
-        )
-        valid = None if ragged is None else ragged.step(start + k)
+    cell, xp, valid, reverse = loop
+    x = zeroed(xp, valid, x)
+    now = full(cell, xp, state, x)
+    a = input_product(xp, w, x)
+    outputs: list[Any] = [None] * x.shape[0]
+    before, kept = list(outputs), list(outputs)
+    for t in order(x.shape[0], reverse=reverse):
+        old = now
+        now, made = cell.step(xp, w, a[t, ...], old)
         if valid is not None:
-            state = tuple(ops.hold(valid, a, b) for a, b in zip(state, old, strict=True))
-        gate_rows[k], state_rows[k + after] = (gates,), state
-    (gates,) = ops.wholes(gate_rows, out=(pre,))
-    states = ops.wholes(state_rows, out=between)
-    return Chunk(
-        start,
-        stop,
-        x,
-        gates,
-        [whole[before : steps + before, ...] for whole in states],
-        [whole[after : steps + after, ...] for whole in states],
-        ops.wholes(extra_rows, out=extras),
-    )
-
-
-def _input_product(cell: Cell, ops: Operations, w: Folded, x: Array) -> Array:
-    """Return W_ih x + b for all steps of x, as (n, G, H, B)."""
-    xp = ops.xp
-    steps, batch = x.shape[0], x.shape[1]
-    product = ops.matmul(w.weight_ih, xp.reshape(x, (steps * batch, x.shape[2])).T)
-    blocks = xp.reshape(product, (cell.gates, cell.hidden_size, steps, batch))
-    blocks = xp.permute_dims(blocks, (2, 0, 1, 3))
-    out = ops.buffer((steps, cell.gates, cell.hidden_size, batch), x)
-    return ops.copy(blocks, out=out) if w.bias is None else ops.add(blocks, w.bias, out=out)
+            now = hold(xp, valid[t, ...], now, old)
+        outputs[t] = now[0]
+        if keep:
+            before[t], kept[t] = old[0], made
+    y = zeroed(xp, valid, xp.stack(outputs))
+    return y, now, Tape(x, before, kept) if keep else None
 
 
 def run_backward(
-    loop: Loop,
-    weights: Weights,
-    chunks: Sequence[Chunk],
-    dy: Array,
-    dstate: Sequence[Array | None],
-) -> tuple[Weights, Array, Sequence[Array]]:
-    """Run the cell backward through time.
+    loop: Loop, w: Weights, tape: Tape, dy: Array, dstate: Sequence[Array | None]
+) -> tuple[Weights, Array, tuple[Array, ...]]:
+    """Run a cell backward through time.
 
     Parameters
     ----------
-    chunks : what `run` kept; overwritten
+    tape : from `run`
     dy : (T, B, H)
-    dstate : (B, H) for each part of the state; None is zeros
+    dstate : (B, H) for each part of the state after the last step; None is zeros
 
     Returns
     -------
@@ -220,88 +94,80 @@ def run_backward(
     dx : (T, B, I)
     dstate : the gradient with respect to the initial state, like the one that goes in
     """
-    cell, ops, ragged, _ = loop
-    xp = ops.xp
-    steps, batch, size = dy.shape[0], dy.shape[1], chunks[0].x.shape[2]
-    if ragged is not None:
-        dy = zero_rows(ops, ragged.valid, dy)
-    w = cell.transposed(ops, weights)
-    work = cell.workspace_backward(ops, dy, batch)
-    held = [ops.buffer((rows, batch), dy) for rows in cell.state_sizes]
-    dx = ops.buffer((steps, batch, size), dy)
-    total: Weights = {}
-    columns: Sequence[Array] = _columns(cell, ops, dstate, dy, fresh=True)
-    for chunk in reversed(chunks):
-        made, columns = _run_chunk_backward(loop, weights, w, chunk, dy, columns, work, held)
-        gradients, dx_rows = cell.gradients(ops, weights, chunk, made)
-        for name, gradient in gradients.items():
-            total[name] = (
-                ops.add(total[name], gradient, out=total[name]) if name in total else gradient
-            )
-        dx_rows = xp.reshape(dx_rows, (chunk.stop - chunk.start, batch, size))
-        dx = ops.put(dx, chunk.start, chunk.stop, dx_rows)
-    return total, dx, [ops.contiguous(part.T) for part in columns]
-
-
-def _run_chunk_backward(
-    loop: Loop,
-    weights: Weights,
-    w: Sequence[Array],
-    chunk: Chunk,
-    dy: Array,
-    dstate: Sequence[Array],
-    work: Sequence[Array],
-    held: Sequence[Array],
-) -> tuple[Sequence[Array], Sequence[Array]]:
-    cell, ops, ragged, reverse = loop
-    start, stop = chunk.start, chunk.stop
-    steps = stop - start
-    columns = ops.contiguous(ops.xp.permute_dims(dy[start:stop, ...], (0, 2, 1)))
-    dy_rows = ops.unstack(columns)
-    factors = cell.factors(ops, weights, chunk)
-    factor_rows = ops.rows(factors, steps)
-    made: list[Sequence[Array]] = [()] * steps
-    for k in range(steps) if reverse else range(steps - 1, -1, -1):
-        dh = ops.add(dstate[0], dy_rows[k], out=dstate[0])
-        dstate = (dh, *dstate[1:])
-        valid = None if ragged is None else ragged.step(start + k)
+    cell, xp, valid, reverse = loop
+    dy = zeroed(xp, valid, dy)
+    now = full(cell, xp, dstate, dy)
+    da: list[Any] = [None] * dy.shape[0]
+    for t in order(dy.shape[0], reverse=not reverse):
+        after = (now[0] + dy[t, ...], *now[1:])
+        now, da[t] = cell.step_backward(xp, w, after, tape.kept[t])
         if valid is not None:
-            before = [ops.copy(a, out=b) for a, b in zip(dstate, held, strict=True)]
-        made[k], dstate = cell.step_backward(ops, w, factor_rows[k], dstate, work)
-        if valid is not None:
-            dstate = [ops.hold(valid, a, b) for a, b in zip(dstate, before, strict=True)]
-    wholes = ops.wholes(made, out=factors[: len(made[0])])
-    if ragged is not None and stop > ragged.shortest:
-        valid = ragged.valid[start:stop, :]
-        wholes = [zero_columns(ops, valid, whole) for whole in wholes]
-    return wholes, dstate
+            now = hold(xp, valid[t, ...], now, after)
+    each = [xp.stack(steps) for steps in zip(*da, strict=True)]
+    gradients, dx = sums(loop, w, tape.x, xp.stack(tape.before), Kept(xp, tape.kept), each)
+    return gradients, dx, now
 
 
-def zero_rows(ops: Operations, valid: Array, a: Array) -> Array:
-    """Return a (T, B, size) with zeros where `valid` (T, B) is False, whatever stood there."""
-    return _zero(ops, valid[:, :, None], a)
+class Kept(Sequence[Array]):
+    """What a cell kept, (T * B, ...) each: joined over the steps where somebody asks for it."""
+
+    def __init__(self, xp: Namespace, steps: Sequence[tuple[Array, ...]]) -> None:
+        self.xp, self.steps = xp, steps
+
+    def __getitem__(self, k: Any) -> Any:
+        own = [made[k] for made in self.steps]
+        return Kept(self.xp, own) if isinstance(k, slice) else rows(self.xp, self.xp.stack(own))
+
+    def __len__(self) -> int:
+        return len(self.steps[0])
 
 
-def zero_columns(ops: Operations, valid: Array, a: Array) -> Array:
-    """Return a (T, ..., B) with zeros where `valid` (T, B) is False, whatever stood there."""
-    steps, batch = valid.shape
-    return _zero(ops, ops.xp.reshape(valid, (steps, *[1] * (a.ndim - 2), batch)), a)
+def sums(
+    loop: Loop, w: Weights, x: Array, h: Array, kept: Any, da: Sequence[Array]
+) -> tuple[Weights, Array]:
+    """Return the gradients of the weights, summed over all steps that count, and dx (T, B, I)."""
+    cell, xp, valid, _ = loop
+    flat = tuple(rows(xp, zeroed(xp, valid, each)) for each in da)
+    gradients = cell.gradients(xp, w, rows(xp, x), rows(xp, h), kept, flat)
+    return gradients, xp.reshape(flat[0] @ w["weight_ih"], x.shape)
 
 
-def _zero(ops: Operations, valid: Array, a: Array) -> Array:
-    zero = ops.xp.zeros((), dtype=a.dtype, device=device_of(a))
-    made = ops.xp.where(valid, a, zero)
-    # CuPy's `where` makes float32 of bfloat16.
-    return made if made.dtype == a.dtype else ops.xp.astype(made, a.dtype)
+def input_product(xp: Namespace, w: Weights, x: Array) -> Array:
+    """Return W_ih x + b_ih of all steps, (T, B, G*H)."""
+    return xp.reshape(product(w, "ih", rows(xp, x)), (*x.shape[:2], -1))
 
 
-def _spans(
-    ops: Operations, steps: int, batch: int, reverse: bool, keep: bool
-) -> Iterator[tuple[int, int]]:
-    """Yield the first and the past-the-last step of each chunk, in the order of the visits."""
-    # Without `keep` the chunks are all the memory that is needed besides y: they are short.
-    rows = ops.rows_a_chunk if keep else ops.rows_a_chunk // 4
-    size = max(1, rows // batch) if ops.rows_a_chunk else steps
-    starts = range(0, steps, size)
-    for start in reversed(starts) if reverse else starts:
-        yield start, min(start + size, steps)
+def order(steps: int, *, reverse: bool) -> Iterable[int]:
+    """Return the steps in the order of the visits."""
+    return reversed(range(steps)) if reverse else range(steps)
+
+
+def full(
+    cell: Cell, xp: Namespace, state: Sequence[Array | None], like: Array
+) -> tuple[Array, ...]:
+    """Return a state with zeros for None, for the batch of `like` (T, B, ...)."""
+    batch, given = like.shape[1], {"dtype": like.dtype, "device": device_of(like)}
+    return tuple(
+        xp.zeros((batch, size), **given) if part is None else part
+        for size, part in zip(cell.state_sizes, state, strict=True)
+    )
+
+
+def hold(
+    xp: Namespace, valid: Array, new: Sequence[Array], old: Sequence[Array]
+) -> tuple[Array, ...]:
+    """Return the new state of the sequences that are valid (B,), the old one of the others."""
+    return tuple(xp.where(valid[:, None], a, b) for a, b in zip(new, old, strict=True))
+
+
+def zeroed(xp: Namespace, valid: Array | None, a: Array) -> Array:
+    """Return a (T, B, ...) with zeros past each sequence's length, whatever stood there."""
+    if valid is None:
+        return a
+    counts = xp.reshape(valid, (*valid.shape, *[1] * (a.ndim - 2)))
+    return like_dtype(xp, xp.where(counts, a, xp.zeros_like(a)), a)
+
+
+def rows(xp: Namespace, a: Array) -> Array:
+    """Return a (T, B, ...) as (T * B, ...)."""
+    return xp.reshape(a, (-1, *a.shape[2:]))

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import elementwise_on_cpu
-import numpy as np
 import pytest
 import standin
 from cuda_on_cpu import Library
 from targets import STANDIN, TARGETS, Target, make_target, need_module
 
 from rnn_xp import backend as backends
-from rnn_xp.accelerate import native, one_by_one
-from rnn_xp.accelerate.cuda import engine, fused, persistent, training
-from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.accelerate.cuda.plan import Limits
-from rnn_xp.backend import Backend, operations
+from rnn_xp.backend import Backend
+from rnn_xp.engines import native, plain
+from rnn_xp.engines.cuda import engine, fused, persistent, training
+from rnn_xp.engines.cuda.fused import Fused
+from rnn_xp.engines.cuda.plan import Limits
+from rnn_xp.engines.cuda.streams import one_by_one
 
 # The tests compile hundreds of small functions with JAX, and run most of them once.
 os.environ.setdefault(
@@ -61,9 +61,12 @@ def standin_for_cupy(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Let the stand-in be CuPy, with the kernels of single steps, where it is the target."""
+    monkeypatch.setitem(backends._MODULES, "cupy", "array_api_compat.cupy")
     if not ("target" in request.fixturenames and request.getfixturevalue("target").name == STANDIN):
         yield
         return
+
+    monkeypatch.setitem(backends._MODULES, "cupy", standin.xp.__name__)
 
     def make(device: str | None) -> Backend:
         name = device or "cuda:0"
@@ -76,7 +79,7 @@ def standin_for_cupy(
     monkeypatch.setattr(training, "compiled", request.getfixturevalue("training_kernels"))
     monkeypatch.setattr(persistent, "limits", lambda: Limits(1, 0, cooperative=False))
     monkeypatch.setattr(engine, "streams", one_by_one)
-    monkeypatch.setattr("rnn_xp.accelerate.ahead", lambda _: None)  # which needs streams, too
+    monkeypatch.setattr("rnn_xp.engines.around.ahead", lambda _: None)  # which needs streams, too
     for choose in (engine.choose, training.choose):
         choose.cache_clear()
     yield
@@ -87,7 +90,8 @@ def standin_for_cupy(
 @pytest.fixture(params=[1, 7], ids="{} rows a chunk".format)
 def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Cut NumPy's time loop into chunks of one step, then of seven rows, whatever fits in them."""
-    monkeypatch.setattr(operations(np), "rows_a_chunk", request.param)
+    monkeypatch.setattr(plain, "ROWS", request.param)
+    monkeypatch.setattr(plain, "LEAST_STEPS", 1)
     return int(request.param)
 
 

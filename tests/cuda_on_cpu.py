@@ -17,7 +17,7 @@ from typing import Any
 import standin
 from targets import need_compiler
 
-from rnn_xp.accelerate.cuda import persistent
+from rnn_xp.engines.cuda import persistent
 
 HERE = Path(__file__).parent / "cuda"
 TEXT = """#include "grid.h"

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from cuda_on_cpu import Library
+from named_cells import make_cell
 from test_cuda_fused import HOST, Case, largest_error, on_standin, trusted
 
-from rnn_xp import recurrence
-from rnn_xp.accelerate.cuda import persistent, plan
-from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.accelerate.cuda.persistent import Persistent
-from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Plan
-from rnn_xp.backend import InPlace
-from rnn_xp.cells import make_cell
+from rnn_xp.engines import PLAIN
+from rnn_xp.engines.cuda import persistent, plan
+from rnn_xp.engines.cuda.fused import Fused
+from rnn_xp.engines.cuda.persistent import Persistent
+from rnn_xp.engines.cuda.plan import THREADS, Limits, Plan
 
 GATES = {
     "rnn_tanh": (1,),
@@ -114,7 +113,7 @@ def errors(
     """Return the largest error of values and gradients."""
     # With these numbers no rounding to float16 lands on the other side of relu's bend.
     case = Case(name, sizes.steps, sizes.batch, sizes.hidden, seed=2)
-    expected = case.run(recurrence, HOST, np.copy, **how)
+    expected = case.run(PLAIN, HOST, np.copy, **how)
     found = run(library.kernels(order), xp, case, sizes, dtype, **how)
     assert {a.dtype.name for a in found} == {dtype}
     return largest_error(*(trusted(each, name, dtype) for each in (found, expected)))
@@ -128,9 +127,7 @@ def run(
     plans = lying(GATES[name], 8 * np.dtype(dtype).itemsize, sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(persistent, "plans", lambda *_: plans)
-        return case.run(
-            Persistent(compiled, lambda: H100), InPlace(xp, 0), on_standin(dtype), **how
-        )
+        return case.run(Persistent(compiled, lambda: H100), xp, on_standin(dtype), **how)
 
 
 Fault = tuple[str, str]

@@ -17,7 +17,7 @@ from typing import Any
 import standin
 from targets import need_compiler
 
-from rnn_xp.accelerate.cuda import fused
+from rnn_xp.engines.cuda import fused
 
 BEFORE = """
 #include <math.h>

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from named_cells import CELLS
 from targets import need_module
 from test_cuda_fused import RUN_HERE
 
-from rnn_xp.accelerate.cuda import fused, persistent, training
-from rnn_xp.accelerate.cuda.plan import BFLOAT16, THREADS, Limits, Work, plans
-from rnn_xp.cells import CELLS
+from rnn_xp.engines.cuda import fused, persistent, training
+from rnn_xp.engines.cuda.plan import BFLOAT16, THREADS, Limits, Work, plans
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 MOST_REGISTERS = 64

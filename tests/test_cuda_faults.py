@@ -26,8 +26,8 @@ from targets import need_compiler
 from test_cuda_fused import HOST, LIMITS, Case, largest_error
 
 from rnn_xp import recurrence
-from rnn_xp.accelerate.cuda import persistent, plan
-from rnn_xp.accelerate.cuda.persistent import KernelError
+from rnn_xp.engines.cuda import persistent, plan
+from rnn_xp.engines.cuda.persistent import KernelError
 
 # A cell, and a mistake in its kernels.
 FAULTS: dict[str, tuple[str, Fault]] = {

@@ -12,19 +12,18 @@ import elementwise_on_cpu
 import numpy as np
 import pytest
 import standin
+from named_cells import CELLS, make_cell
 
-from rnn_xp import recurrence
-from rnn_xp.accelerate import CORE, OneByOne
-from rnn_xp.accelerate.cuda import fused
-from rnn_xp.accelerate.cuda.engine import Cuda, choose
-from rnn_xp.backend import InPlace, operations
-from rnn_xp.cells import CELLS, make_cell
-from rnn_xp.recurrence import Loop, Ragged
+from rnn_xp.engines import PLAIN, Engine, Ragged, Stack
+from rnn_xp.engines.cuda import fused
+from rnn_xp.engines.cuda.directions import Directions
+from rnn_xp.engines.cuda.engine import Cuda, choose
+from rnn_xp.recurrence import Loop
 
 LIMITS = {"float64": 1e-12, "float32": 2e-5, "float16": 2e-2, "bfloat16": 2e-1}
 """How far from float64 the results may be."""
 RUN_HERE = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
-HOST = operations(np)
+HOST = np
 
 
 class Case:
@@ -58,10 +57,9 @@ class Case:
         self.dstate: list[Any] = [rng.standard_normal(states) for _ in self.cell.state]
         self.lengths = rng.integers(1, steps + 1, batch)
 
-    def run(self, engine: Any, ops: Any, put: Any, *, ragged: bool, reverse: bool) -> list[Any]:
+    def run(self, engine: Any, xp: Any, put: Any, *, ragged: bool, reverse: bool) -> list[Any]:
         """Return y, the state, and all gradients; a second direction goes the other way."""
-        if not isinstance(engine, Cuda):
-            engine = OneByOne(engine)
+        engine = engine if isinstance(engine, Engine) else Directions(engine)
         weights = [{key: put(a) for key, a in own.items()} for own in self.weights]
         x, dy = self.x.copy(), self.dy.copy()
         if ragged:  # what stands past a sequence's end must not matter
@@ -70,16 +68,17 @@ class Case:
         kept = Ragged.of(self.lengths, len(x), self.x) if ragged else None
         if kept is not None:
             kept = kept._replace(valid=put(kept.valid))
-        w = engine.fold(self.cell, ops.xp, weights)
         state, dstate = (
             [None if a is None else put(a) for a in part] for part in (self.state, self.dstate)
         )
-        loops = [Loop(self.cell, ops, kept, reverse != (d == 1)) for d in range(len(weights))]
-        y, last, chunks = engine.run(loops, w, put(x), state, keep=True)
-        again, *_ = engine.run(loops, w, put(x), state, keep=False)
-        gradients, dx, first = engine.run_backward(loops, weights, chunks, put(dy), dstate)
-        assert [own.keys() for own in gradients] == [own.keys() for own in weights]
-        ordered = [own[key] for own in gradients for key in weights[0]]
+        bias = "bias_ih" in weights[0]
+        ways = tuple(reverse != (d == 1) for d in range(len(weights)))
+        stack = Stack(self.cell, x.shape[2], bias, reverse=ways)
+        y, last, chunks = engine.run(stack, [weights], put(x), state, ragged=kept, keep=True)
+        again, *_ = engine.run(stack, [weights], put(x), state, ragged=kept)
+        made, dx, first = engine.run_backward(stack, [weights], chunks, put(dy), dstate)
+        assert [own.keys() for own in made[0]] == [own.keys() for own in weights]
+        ordered = [own[key] for own in made[0] for key in weights[0]]
         return [y, again, *last, *ordered, dx, *first]
 
 
@@ -109,10 +108,10 @@ def test_values_and_all_gradients_are_the_core_s(
     name: str, reverse: bool, ragged: bool, sizes: tuple[int, ...], kernels: Any, xp: Any
 ) -> None:
     case, options = Case(name, *sizes), {"ragged": ragged, "reverse": reverse}
-    expected = case.run(recurrence, HOST, np.copy, **options)
+    expected = case.run(PLAIN, HOST, np.copy, **options)
     engine = Cuda(fused.Fused(kernels))
     for dtype, limit in LIMITS.items():
-        found = case.run(engine, InPlace(xp, 0), on_standin(dtype), **options)
+        found = case.run(engine, xp, on_standin(dtype), **options)
         assert {a.dtype.name for a in found} == {dtype}
         pairs = (trusted(each, name, dtype) for each in (found, expected))
         assert largest_error(*pairs) < limit, dtype
@@ -127,26 +126,24 @@ def test_zeros_for_none_and_no_bias(name: str, bias: bool, kernels: Any, xp: Any
     for none in (False, True):
         zeros = [None if none else np.zeros_like(a) for a in case.state]
         case.state = case.dstate = zeros
-        found.append(
-            case.run(Cuda(fused.Fused(kernels)), InPlace(xp, 0), on_standin("float64"), **options)
-        )
-    expected = case.run(recurrence, HOST, lambda a: a, **options)
+        found.append(case.run(Cuda(fused.Fused(kernels)), xp, on_standin("float64"), **options))
+    expected = case.run(PLAIN, HOST, lambda a: a, **options)
     assert largest_error(found[0], expected) < 1e-12
     assert largest_error(found[1], expected) < 1e-12
 
 
 def launches(name: str, steps: int, part: str, kernels: Any, ragged: bool) -> Counter[str]:
     """Return what a forward or a backward run launches."""
-    case, ops, put = Case(name, steps, 3, 8), InPlace(standin.xp, 0), on_standin("float32")
+    case, put = Case(name, steps, 3, 8), on_standin("float32")
     engine: Any = fused.Fused(kernels)
     cell = case.cell
     weights = {key: put(a) for key, a in case.weights[0].items()}
     lengths = np.minimum(np.asarray([2, 3, 1]), steps)
-    kept = Ragged(lengths, put(np.arange(steps)[:, None] < lengths), 0) if ragged else None
-    w, x, none = engine.fold(cell, ops.xp, weights), put(case.x), [None] * len(case.state)
+    valid = put(np.arange(steps)[:, None] < lengths) if ragged else None
+    x, none = put(case.x), [None] * len(case.state)
     standin.xp.launches.clear()
-    loop = Loop(cell, ops, kept, reverse=False)
-    _, _, chunks = engine.run(loop, w, x, none, keep=part == "backward")
+    loop = Loop(cell, standin.xp, valid, reverse=False)
+    _, _, chunks = engine.run(loop, weights, x, none, keep=part == "backward")
     if part == "backward":
         dy = put(case.dy)
         standin.xp.launches.clear()
@@ -206,10 +203,8 @@ def test_planted_faults_are_caught(fault: str, xp: Any, tmp_path: Path) -> None:
     worst = 0.0
     for name in RUN_HERE:
         case = Case(name, 5, 3, 7)
-        expected = case.run(recurrence, HOST, np.copy, ragged=True, reverse=True)
-        found = case.run(
-            fused.Fused(made), InPlace(xp, 0), on_standin("float64"), ragged=True, reverse=True
-        )
+        expected = case.run(PLAIN, HOST, np.copy, ragged=True, reverse=True)
+        found = case.run(fused.Fused(made), xp, on_standin("float64"), ragged=True, reverse=True)
         worst = np.maximum(worst, largest_error(found, expected))  # NaN stays
     assert not worst < 1e-3
 
@@ -218,19 +213,19 @@ def test_what_has_no_kernel_is_left_to_the_core(xp: Any, kernels: Any) -> None:
     engine, dtype = Cuda(fused.Fused(kernels)), np.dtype("float32")
     for name in CELLS:
         chosen = engine.able(make_cell(name, 5), dtype, (4, 2), HOST)[-1]
-        assert (chosen == CORE) == (name not in RUN_HERE)
-    assert engine.able(make_cell("lstm", 5, 2), dtype, (4, 2), HOST)[-1] == CORE
-    assert engine.able(make_cell("lstm", 5), np.dtype("complex64"), (4, 2), HOST)[-1] == CORE
+        assert (chosen == PLAIN) == (name not in RUN_HERE)
+    assert engine.able(make_cell("lstm", 5, 2), dtype, (4, 2), HOST)[-1] == PLAIN
+    assert engine.able(make_cell("lstm", 5), np.dtype("complex64"), (4, 2), HOST)[-1] == PLAIN
     case, options = Case("lstm_peephole", 3, 2, 5), {"ragged": True, "reverse": False}
-    found = case.run(engine, InPlace(xp, 0), on_standin("float64"), **options)
-    expected = case.run(recurrence, HOST, np.copy, **options)
+    found = case.run(engine, xp, on_standin("float64"), **options)
+    expected = case.run(PLAIN, HOST, np.copy, **options)
     assert largest_error(found, expected) < 1e-12
 
 
 def test_the_core_by_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
     choose.cache_clear()
-    assert choose() == CORE
+    assert choose() == PLAIN
     monkeypatch.delenv("RNN_XP_ACCELERATE")
     choose.cache_clear()
     assert isinstance(choose(), Cuda)

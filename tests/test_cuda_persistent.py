@@ -29,20 +29,20 @@ from cuda_runs import (
     lying,
     replaced,
 )
+from named_cells import make_cell
 from targets import need_module
 from test_cuda_fused import HOST, LIMITS, Case, largest_error, on_standin
 
 from rnn_xp import recurrence
-from rnn_xp.accelerate.cuda import persistent, plan, trial
-from rnn_xp.accelerate.cuda.engine import Cuda
-from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.accelerate.cuda.persistent import Persistent
-from rnn_xp.accelerate.cuda.plan import THREADS, Layout, Limits, Plan
-from rnn_xp.accelerate.cuda.wave import Wave
-from rnn_xp.backend import Backend, InPlace
-from rnn_xp.cells import make_cell
+from rnn_xp.backend import Backend
 from rnn_xp.doctor import parity
 from rnn_xp.doctor.engines import run_by
+from rnn_xp.engines.cuda import persistent, plan, trial
+from rnn_xp.engines.cuda.engine import Cuda
+from rnn_xp.engines.cuda.fused import Fused
+from rnn_xp.engines.cuda.persistent import Persistent
+from rnn_xp.engines.cuda.plan import THREADS, Layout, Limits, Plan
+from rnn_xp.engines.cuda.wave import Wave
 
 SOME = ("groups of one block", "tiles of a share", "more than threads")
 """Sizes for bfloat16, which is float16 but for its conversions."""
@@ -201,7 +201,7 @@ def test_zeros_for_none_and_no_bias(name: str, library: Library, xp: Any) -> Non
     case, how = Case(name, 3, 2, 5, bias=False), {"ragged": False, "reverse": False}
     engine = Persistent(library.kernels(), lambda: H100)
     case.state = case.dstate = [None for _ in case.state]
-    found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
+    found = case.run(engine, xp, on_standin("float32"), **how)
     case.state = case.dstate = [np.zeros((1, 2, 5)) for _ in case.state]
     assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
 
@@ -211,7 +211,7 @@ def test_a_run_is_one_kernel(library: Library, xp: Any) -> None:
         case, how = Case(name, 7, 2, 5), {"ragged": False, "reverse": False}
         engine = Persistent(library.kernels(), lambda: H100)
         xp.launches.clear()
-        case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
+        case.run(engine, xp, on_standin("float32"), **how)
         assert xp.launches[f"{kernel}_all_forward"] == 2  # one keeps, one does not
         assert xp.launches[f"{kernel}_all_backward"] == 1
         assert xp.launches["dot"] == 2 + gradients
@@ -227,7 +227,7 @@ def test_two_directions_at_once(
     whole = Persistent(library.kernels(), lambda: H100)
     engine = Cuda(FUSED, whole, streams)
     case, how = Case(name, 3, 4, 70, ways=2), {"ragged": ragged, "reverse": False}
-    found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
+    found = case.run(engine, xp, on_standin("float32"), **how)
     assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
     assert streams.said == ["fork", "first", "second", "join"] * 3
     assert not xp.reads
@@ -243,7 +243,7 @@ def test_levels_at_once(
     monkeypatch.setattr(plan, "RUN", 0.0)
     engine = Cuda(FUSED, Persistent(library.kernels(), lambda: H100))
     config = parity.Config(cell, (9, 4, 33, 70), 2, ragged=ragged, carried=True)
-    best = engine.able(config.layer.cell, np.dtype("float32"), (9, 4), InPlace(xp, 0), 1, 2)[-1]
+    best = engine.able(config.layer.equations, np.dtype("float32"), (9, 4), xp, 1, 2)[-1]
     assert isinstance(best, Wave)
     assert 1 <= best.steps <= 4
     backend = Backend("cupy", xp, standin.Device(0), "cuda:0")
@@ -260,7 +260,7 @@ def test_levels_at_once(
 )
 def test_the_trial_passes(name: str, dtype: str, library: Library, steps: Fused, xp: Any) -> None:
     whole = Persistent(library.kernels(), lambda: Limits(20, 60000, True))
-    assert trial.passes(whole, steps, make_cell(name, 5), np.dtype(dtype), InPlace(xp, 0))
+    assert trial.passes(whole, steps, make_cell(name, 5), np.dtype(dtype), xp)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -280,7 +280,7 @@ def test_the_trial_tries_blocks_that_wait_for_each_other(
     tried = Persistent(lambda *_: lambda *_, **__: None, lambda: H100)
     # Kernels that do nothing are found out.
     with pytest.warns(trial.TrialWarning), np.errstate(all="ignore"):
-        assert not trial.passes(tried, steps, make_cell(name, 5), np.dtype(dtype), InPlace(xp, 0))
+        assert not trial.passes(tried, steps, make_cell(name, 5), np.dtype(dtype), xp)
     assert {found.members > 1 for found in seen} == {True, False}
 
 
@@ -288,7 +288,7 @@ def test_the_engine_runs_what_it_chose(library: Library, steps: Fused, xp: Any) 
     engine = Cuda(steps, Persistent(library.kernels(), lambda: Limits(3, 60000, True)))
     for _ in range(2):  # tried once, before the first run
         case, how = Case("gru", 3, 2, 5), {"ragged": True, "reverse": True}
-        found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
+        found = case.run(engine, xp, on_standin("float32"), **how)
         assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
     assert xp.launches["gru_all_backward"] == 1 + 2  # blocks that wait do not fit
     assert xp.launches["gru_backward"] == 12
@@ -309,7 +309,7 @@ def test_a_kernel_that_goes_wrong_is_not_used(
     engine = Cuda(steps, Persistent(made.kernels(), lambda: FEW))
     case, how = Case("gru", 3, 2, 5), {"ragged": True, "reverse": True}
     with pytest.warns(RuntimeWarning, match=f"float32 CUDA kernel of all steps of GRU.*{said}"):
-        found = case.run(engine, InPlace(xp, 0), on_standin("float32"), **how)
+        found = case.run(engine, xp, on_standin("float32"), **how)
     assert largest_error(found, case.run(recurrence, HOST, np.copy, **how)) < 2e-5
 
 

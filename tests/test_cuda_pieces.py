@@ -19,10 +19,10 @@ import standin
 from targets import need_module
 
 from rnn_xp import LSTM, Dropout, Linear, Pool, losses
-from rnn_xp.accelerate import CORE
-from rnn_xp.accelerate.cuda import engine, pieces, training
 from rnn_xp.backend import Backend, select
 from rnn_xp.batches import Batch, move
+from rnn_xp.engines import PLAIN
+from rnn_xp.engines.cuda import engine, pieces, training
 from rnn_xp.fitting import Settings, fit
 from rnn_xp.models import Chain
 from rnn_xp.sequences import Sequences
@@ -237,7 +237,7 @@ def test_who_leaves_early_leaves_no_copy_under_way(machine: Backend) -> None:
 
 def test_training_in_pieces_gives_the_same(machine: Backend, monkeypatch: Any) -> None:
     """Sequences of several lengths, with noise and dropout, on the core."""
-    monkeypatch.setattr(engine, "choose", lambda: CORE)  # the real ones keep what they chose
+    monkeypatch.setattr(engine, "choose", lambda: PLAIN)  # the real ones keep what they chose
     monkeypatch.setattr(training, "choose", lambda: None)
     Machine.start(eager=Machine.eager, prompt=True)
     rng = np.random.default_rng(0)

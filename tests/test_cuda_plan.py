@@ -20,17 +20,17 @@ from cuda_runs import (
     products,
     shared_of,
 )
+from named_cells import make_cell
 
-from rnn_xp import recurrence
-from rnn_xp.accelerate import OneByOne, one_by_one
-from rnn_xp.accelerate.cuda import plan, trial
-from rnn_xp.accelerate.cuda.engine import Cuda
-from rnn_xp.accelerate.cuda.persistent import Persistent
-from rnn_xp.accelerate.cuda.plan import THREADS, Limits, Plan, Work
-from rnn_xp.accelerate.cuda.wave import Wave
-from rnn_xp.backend import InPlace
-from rnn_xp.cells import make_cell
 from rnn_xp.doctor import parity
+from rnn_xp.engines import PLAIN
+from rnn_xp.engines.cuda import plan, trial
+from rnn_xp.engines.cuda.directions import Directions
+from rnn_xp.engines.cuda.engine import Cuda
+from rnn_xp.engines.cuda.persistent import Persistent
+from rnn_xp.engines.cuda.plan import THREADS, Limits, Plan, Work
+from rnn_xp.engines.cuda.streams import one_by_one
+from rnn_xp.engines.cuda.wave import Wave
 
 
 def kinds(found: Plan, sizes: Sizes, bits: int, multiplied: list[tuple[int, int]]) -> Iterator[str]:
@@ -138,9 +138,9 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
         name: str, hidden: int, batch: int, dtype: str, limits: Limits, steps: int = 100
     ) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: limits))
-        cell, ops = make_cell(name, hidden), InPlace(xp, 0)
+        cell, ops = make_cell(name, hidden), xp
         best: Any = engine.able(cell, np.dtype(dtype), (steps, batch), ops)[-1]
-        return best.each
+        return PLAIN if best is PLAIN else best.each
 
     assert isinstance(chosen("lstm", 512, 16, "float32", H100), Persistent)
     assert chosen("lstm", 512, 16, "float64", H100) is FUSED
@@ -158,7 +158,7 @@ def test_what_does_not_fit_or_pay_is_left_to_the_others(
     assert chosen("lstm", 512, 16, "float16", H100._replace(capability=70)) is FUSED
     assert isinstance(chosen("lstm", 512, 16, "bfloat16", H100), Persistent)
     assert chosen("lstm", 512, 16, "bfloat16", H100._replace(capability=75)) is FUSED
-    assert chosen("lstm_peephole", 64, 1, "float32", H100) is recurrence
+    assert chosen("lstm_peephole", 64, 1, "float32", H100) is PLAIN
     assert isinstance(chosen("lstm", 64, 16, "float32", H100, 2**26 - 1), Persistent)
     assert chosen("lstm", 64, 16, "float32", H100, 2**26) is FUSED  # too many to count
 
@@ -168,7 +168,7 @@ def test_when_two_directions_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatc
 
     def chosen(name: str, hidden: int, batch: int) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: H100), Places())
-        cell, ops = make_cell(name, hidden), InPlace(xp, 0)
+        cell, ops = make_cell(name, hidden), xp
         return engine.able(cell, np.dtype("float32"), (100, batch), ops, 2)[-1]
 
     for name in GATES:
@@ -185,7 +185,7 @@ def test_when_levels_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
     def chosen(steps: int, hidden: int, levels: int, ways: int = 1) -> Any:
         engine = Cuda(FUSED, Persistent(no_kernels, lambda: H100), Places())
-        cell, ops, dtype = make_cell("lstm", hidden), InPlace(xp, 0), np.dtype("float32")
+        cell, ops, dtype = make_cell("lstm", hidden), xp, np.dtype("float32")
         return engine.able(cell, dtype, (steps, 16), ops, ways, levels)[-1]
 
     for levels in (2, 3):
@@ -198,7 +198,7 @@ def test_when_levels_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatch) -> No
         assert 16 * levels <= best.steps <= 1024 / 4
     for other in (chosen(100, 256, 2), chosen(1024, 256, 1), chosen(1024, 1024, 2)):
         # Too short; nothing to run at once; too large for a half.
-        assert type(other) is OneByOne
+        assert type(other) is Directions
         assert isinstance(other.each, Persistent)
         assert other.each.limits() == H100
     assert chosen(1024, 1600, 2).each is FUSED
@@ -207,9 +207,9 @@ def test_when_levels_run_at_once(xp: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert {config.cell for config in long} == set(parity.CELLS)
     for engine in (Cuda(FUSED, Persistent(no_kernels, d)) for d in (lambda: H100, lambda: T4)):
         for config in long:
-            given = config.layer.cell, np.dtype("float32"), config.shape[:2], InPlace(xp, 0)
+            given = config.layer.equations, np.dtype("float32"), config.shape[:2], xp
             best = engine.able(*given, 1, config.layers)[-1]
             assert isinstance(best, Wave), config
             assert best.steps < config.shape[0] / 2
     # In two directions a level needs the whole of the one below.
-    assert type(chosen(1024, 256, 2, 2)) is OneByOne
+    assert type(chosen(1024, 256, 2, 2)) is Directions

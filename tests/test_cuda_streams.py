@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import standin
 
-from rnn_xp.accelerate.cuda import engine as cuda_engine
+from rnn_xp.engines.cuda import streams as cuda_streams
 
 
 class FakeStream:
@@ -49,7 +49,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> type[FakeStream]:
         Device=device, Stream=FakeStream, get_current_stream=lambda: FakeStream.current
     )
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(cuda_engine, "_others", local())
+    monkeypatch.setattr(cuda_streams, "_others", local())
     FakeStream.said, FakeStream.made = [], 0
     FakeStream.current = FakeStream(non_blocking=True)
     return FakeStream
@@ -59,7 +59,7 @@ def test_the_others_begin_and_end_with_the_current_one(streams: Any) -> None:
     current = streams.current
 
     def fail() -> None:
-        with cuda_engine.streams(3) as (first, second, third):
+        with cuda_streams.streams(3) as (first, second, third):
             with first:
                 assert streams.current is current
                 streams.said.append("work")
@@ -94,12 +94,12 @@ def test_the_others_begin_and_end_with_the_current_one(streams: Any) -> None:
 
 def test_each_stream_and_each_thread_has_another_one(streams: Any) -> None:
     def other() -> Any:
-        with cuda_engine.streams(2) as (_, second), second:
+        with cuda_streams.streams(2) as (_, second), second:
             return streams.current
 
     first, one = streams.current, other()
     assert other() is one
-    with cuda_engine.streams(3) as (_, second, third):
+    with cuda_streams.streams(3) as (_, second, third):
         with second:
             assert streams.current is one
         with third:

@@ -11,10 +11,10 @@ import standin
 from targets import need_module
 
 from rnn_xp import character_model, losses, optim
-from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import engine, fused, training
-from rnn_xp.accelerate.cuda.fused import Fused
 from rnn_xp.backend import Backend
+from rnn_xp.engines.cuda import engine, fused, training
+from rnn_xp.engines.cuda.fused import Fused
+from rnn_xp.engines.cuda.streams import one_by_one
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 LIMITS = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}

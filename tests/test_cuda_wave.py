@@ -13,12 +13,11 @@ import standin
 from test_cuda_fused import on_standin
 
 from rnn_xp import GRU, LSTM, RNN
-from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import fused, wave
-from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.accelerate.cuda.wave import Wave
-from rnn_xp.backend import operations
 from rnn_xp.doctor.engines import on_core, run_by
+from rnn_xp.engines.cuda import fused, wave
+from rnn_xp.engines.cuda.fused import Fused
+from rnn_xp.engines.cuda.streams import one_by_one
+from rnn_xp.engines.cuda.wave import Wave
 from rnn_xp.layers import Recurrent
 
 LAYERS: dict[str, Recurrent] = {
@@ -54,7 +53,7 @@ def results(
     def state() -> Any:
         made = tuple(
             put(rng.standard_normal((layer.num_layers, BATCH, size)))
-            for size in layer.cell.state_sizes
+            for size in layer.equations.state_sizes
         )
         return None if zeros else made if len(made) > 1 else made[0]
 
@@ -108,7 +107,7 @@ def test_gradients_of_16_bits_are_added_in_32(xp: Any) -> None:
     sums: dict[str, Any] = {}
     for _ in range(3000):  # float16 knows no odd number above 2048
         part = standin.Array(np.ones(2, dtype=np.float16))
-        wave._add(operations(xp), sums, {"bias": part})
+        wave._add(xp, sums, {"bias": part})
     assert list(sums["bias"]._host) == [3000, 3000]
 
 
@@ -131,9 +130,9 @@ def test_how_many_steps_have_one_product(
     made = []
 
     class Noted(Fused):
-        def made(self, cell: Any, ops: Any, kept: Any, dy: Any) -> Any:
+        def made(self, cell: Any, kept: Any, dy: Any) -> Any:
             made.append(dy.shape[0])
-            return super().made(cell, ops, kept, dy)
+            return super().made(cell, kept, dy)
 
     layer = run_by(LAYERS["lstm"], Wave(Noted(steps._kernels), one_by_one, 2))
     for most, expected in ((2**25, [10]), (4 * 384, [4, 4, 2]), (5 * 384, [4, 4, 2]), (0, [2] * 5)):

@@ -18,11 +18,11 @@ import standin
 from targets import need_module
 
 from rnn_xp import GRU, LSTM, RNN, Pool, character_model, losses, optim
-from rnn_xp.accelerate import one_by_one
-from rnn_xp.accelerate.cuda import engine, fused, persistent, plan, training, trial
-from rnn_xp.accelerate.cuda.plan import Limits
-from rnn_xp.backend import Backend, BackendError, operations, select
+from rnn_xp.backend import Backend, BackendError, select
 from rnn_xp.cli import main
+from rnn_xp.engines.cuda import engine, fused, persistent, plan, training, trial
+from rnn_xp.engines.cuda.plan import Limits
+from rnn_xp.engines.cuda.streams import one_by_one
 from rnn_xp.models import Chain, token_chain
 from rnn_xp.onnx import export
 from rnn_xp.onnx.interface import PreparedModel
@@ -435,7 +435,7 @@ def test_a_kernel_that_cannot_run_is_left(
     assert len(tried) == once
     chosen = engine.choose()
     assert isinstance(chosen, engine.Cuda)
-    reason = chosen.why_not(layer.cell, x.dtype, 2, operations(xp))
+    reason = chosen.why_not(layer.equations, x.dtype, 2, xp)
     assert reason == "it could not run: RuntimeError: COOPERATIVE_LAUNCH_TOO_LARGE"
 
 

@@ -19,14 +19,15 @@ from targets import need, need_module
 
 from rnn_xp import backend as backends
 from rnn_xp import recurrence
-from rnn_xp.accelerate import native, one_by_one
-from rnn_xp.accelerate.cuda import engine as cuda
-from rnn_xp.accelerate.cuda import fused, persistent, plan, training
-from rnn_xp.accelerate.cuda.plan import Limits
 from rnn_xp.backend import Backend, select
 from rnn_xp.cli import doctor as doctor_command
 from rnn_xp.cli import main
 from rnn_xp.doctor import around, engines, gpu, parity, plain, report, speed
+from rnn_xp.engines import native
+from rnn_xp.engines.cuda import engine as cuda
+from rnn_xp.engines.cuda import fused, persistent, plan, training
+from rnn_xp.engines.cuda.plan import Limits
+from rnn_xp.engines.cuda.streams import one_by_one
 
 NUMPY = select("numpy")
 OF_THEIR_OWN = {"LSTM, peepholes": "weight_peephole", "LSTM, projection": "weight_hr"}

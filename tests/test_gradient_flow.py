@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[Recurrent, str]] = {
 
 
 def zeros(layer: Recurrent) -> list[HostArray]:
-    return [np.zeros((layer.num_layers, B, size)) for size in layer.cell.state_sizes]
+    return [np.zeros((layer.num_layers, B, size)) for size in layer.equations.state_sizes]
 
 
 def mean_norm(parts: Any) -> float:

@@ -104,7 +104,8 @@ def randomize(layers: Iterable[Any], size: int = INPUT) -> None:
 
 def as_kernel(values: HostArray, kind: type) -> HostArray:
     """Rows or elements of ours, gate by gate, as Keras has them."""
-    own, theirs = GATES[kind]
+    gates: Any = GATES
+    own, theirs = gates[kind]
     blocks = dict(zip(own, np.split(values, len(own)), strict=True))
     return np.concatenate([blocks[gate].T for gate in theirs], axis=-1)
 
@@ -204,7 +205,7 @@ def test_states(keras: Any, kind: str, two: bool) -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((STEPS, BATCH, INPUT))
     shape = (layer.num_directions, BATCH, HIDDEN)
-    state = [rng.standard_normal(shape) for _ in layer.cell.state]
+    state = [rng.standard_normal(shape) for _ in layer.equations.state]
     dstate = [rng.standard_normal(shape) for _ in state]
     form = tuple if isinstance(layer, LSTM) else next
     y, last, cache = layer.forward(params, x, form(iter(state)), lengths=LENGTHS)

@@ -49,7 +49,7 @@ def check_recurrent(torch: Any, layer: Any, params: Any, module: Any) -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((STEPS, BATCH, INPUT))
     runs = layer.num_layers * layer.num_directions
-    state = tuple(rng.standard_normal((runs, BATCH, size)) for size in layer.cell.state_sizes)
+    state = tuple(rng.standard_normal((runs, BATCH, size)) for size in layer.equations.state_sizes)
     own = state if isinstance(layer, LSTM) else state[0]
     y, last, cache = layer.forward(params, x, own)
     dy = rng.standard_normal(y.shape)

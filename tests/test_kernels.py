@@ -17,18 +17,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from named_cells import CELLS, make_cell
 
 from rnn_xp import GRU, LSTM, RNN
-from rnn_xp.accelerate import CORE, Engine, adam, engine, native
-from rnn_xp.backend import operations
-from rnn_xp.cells import CELLS, make_cell
-from rnn_xp.recurrence import Loop, Ragged
+from rnn_xp.engines import PLAIN, Engine, Ragged, Stack, engine, native
+from rnn_xp.engines.around import adam
 
 HostArray = np.ndarray[Any, Any]
 SETS = native.instruction_sets()
 KINDS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")
 OPTIONS = ("ragged", "bias", "state", "dstate", "strided", "one_hot")
-OPS = operations(np)
 pytestmark = pytest.mark.skipif(not SETS, reason="the kernels are not built: no C++ compiler")
 
 
@@ -52,6 +50,12 @@ class Case:
     one_hot: bool = False
     """Whether the rows of x are; the kernels get the indices alone."""
     seed: int = 0
+
+    @property
+    def stack(self) -> Stack:
+        """What the engines run."""
+        ways = tuple(each == "b" for each in self.directions)
+        return Stack(make_cell(self.kind, self.hidden), self.inputs, self.bias, reverse=ways)
 
     def arrays(self) -> dict[str, Any]:
         """Draw weights, x, states and gradients; with `strided` as parts of wider arrays."""
@@ -92,15 +96,20 @@ TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     """Run a case forward and backward; return all that comes out, by name."""
     given_ = case.arrays()
-    cell, weights, x = make_cell(case.kind, case.hidden), given_["weights"], given_["x"]
+    stack, x = case.stack, given_["x"]
     if case.one_hot and isinstance(runner, native.Native):
-        x = native.OneHot(x.argmax(axis=2), case.inputs, x.dtype)
+        x = x.argmax(axis=2)
     ragged = None
     if given_["lengths"] is not None:
         ragged = Ragged.of(given_["lengths"], case.steps, given_["dy"])
-    folded = runner.fold(cell, np, weights)
-    loops = [Loop(cell, OPS, ragged, each == "b") for each in case.directions]
-    passes = [runner.run(loops, folded, x, given_["state"], keep=keep) for keep in (True, False)]
+    ends = ("_l0", "_l0_reverse")
+    named = zip(ends, given_["weights"], strict=False)
+    params = {name + end: a for end, own in named for name, a in own.items()}
+    weights = runner.weights(stack, params)
+    passes = [
+        runner.run(stack, own, x, given_["state"], ragged=ragged, keep=keep)
+        for keep, own in ((True, weights), (False, runner.prepare(stack, params)))
+    ]
     (y, last, kept), (y_inference, last_inference, _) = passes
     for a, b in zip((y, *last), (y_inference, *last_inference), strict=True):
         # The core's chunks are shorter in inference, and its products then round otherwise.
@@ -109,13 +118,14 @@ def results(case: Case, runner: Engine) -> dict[str, HostArray]:
         np.testing.assert_allclose(a, b, rtol=0, atol=most)
     y += 1000.0  # what is kept does not depend on it
     dy, dstate = given_["dy"], given_["dstate"]
-    gradients, dx, first = runner.run_backward(loops, weights, kept, dy, dstate)
+    made, dx, first = runner.run_backward(stack, weights, kept, dy, dstate)
+    gradients = runner.named(stack, made)
     return {
         "y": y - 1000.0 if case.dtype == "float64" else y_inference,
         **({} if case.one_hot else {"dx": dx}),
-        **{f"{part} last": a for part, a in zip(cell.state, last, strict=True)},
-        **{f"d{part} first": a for part, a in zip(cell.state, first, strict=True)},
-        **{f"d{name} {d}": a for d, own in enumerate(gradients) for name, a in own.items()},
+        **{f"{part} last": a for part, a in zip(stack.cell.state, last, strict=True)},
+        **{f"d{part} first": a for part, a in zip(stack.cell.state, first, strict=True)},
+        **{f"d{name}": a for name, a in gradients.items()},
     }
 
 
@@ -125,7 +135,7 @@ def compare(case: Case, runner: Engine) -> None:
     Of gradients in float32 that is the largest of all: each is a sum of what others are sums of
     too, and may be small where they cancel out. In float64 each is held against itself.
     """
-    ours, core = results(case, runner), results(case, CORE)
+    ours, core = results(case, runner), results(case, PLAIN)
     tolerance = TOLERANCE[case.dtype]
     assert ours.keys() == core.keys()
     largest = {name: float(np.abs(a).max()) for name, a in core.items()}
@@ -325,12 +335,13 @@ def test_memory_that_waits_for_the_next_call_is_no_other_s() -> None:
 def test_what_waits_is_not_too_much() -> None:
     spare, dtype = native.Spare(), np.dtype(np.uint8)
     large = [np.empty(k << 20, dtype=dtype) for k in (32, 33, 200, 40, 24)]
-    spare.give(large)
+    for array in large:
+        spare.give(array)
     assert spare.make((40 << 20,), dtype) is large[2]  # 40 is too much beside the two before
     assert spare.make((40 << 20,), dtype).size == 40 << 20  # 33 is not enough, nor does it stay
-    spare.give(large[1:2])
+    spare.give(large[1])
     assert spare.make((8,), np.dtype(np.float32)).nbytes == 32
-    spare.give(large[1:2])
+    spare.give(large[1])
     assert spare.make((8,), dtype) is large[1]
     assert spare.make((8,), dtype).size == 8
 
@@ -367,7 +378,7 @@ def test_after_a_fork() -> None:
 import os, sys
 import numpy as np
 from rnn_xp import LSTM
-from rnn_xp.accelerate import native
+from rnn_xp.engines import native
 layer = LSTM(20, 150)
 params = layer.init(0)
 x = np.ones((9, 40, 20), dtype=np.float32)
@@ -392,9 +403,9 @@ def test_huge_and_undefined_numbers(name: str, kind: str, dtype: str) -> None:
     x[:, 0] = 1e30
     x[:, 1] = -np.inf
     x[2, 2] = np.nan
-    folded = runner.fold(cell, np, arrays["weights"])
-    loops, state = [Loop(cell, OPS, None, reverse=False)], [None] * len(cell.state)
-    y, _, _ = runner.run(loops, folded, x, state, keep=False)
+    stack = Stack(cell, x.shape[2])
+    own = runner.weights(stack, {f"{name}_l0": a for name, a in arrays["weights"][0].items()})
+    y, _, _ = runner.run(stack, own, x, [None] * len(cell.state))
     if kind != "rnn_relu":
         assert np.abs(y[:, 0]).max() <= 1.0
     assert np.isnan(y[2:, 2]).any(axis=1).all()
@@ -411,23 +422,16 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
     one = np.ones((1, 1), dtype=dtype)
     runner = native.Native(name, 1)
 
-    elman = make_cell("rnn_tanh", 1)
-    folded = runner.fold(elman, np, [{"weight_ih": one, "weight_hh": one}])
     x = a[None, :, None]
-    y, _, _ = runner.run([Loop(elman, OPS, None, reverse=False)], folded, x, [None], keep=False)
+    y, _, _ = runner.run(Stack(make_cell("rnn_tanh", 1), 1, False), [(one, one)], x, [None])
     exact = np.tanh(wide)
     spacing = np.spacing(np.abs(exact).astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
 
     # h' = n + z (h - n) with n = 0 and h = 1 is z.
-    gru = make_cell("gru", 1)
-    weights = {
-        "weight_ih": np.asarray([[0], [1], [0]], dtype=dtype),
-        "weight_hh": np.zeros((3, 1), dtype=dtype),
-    }
+    weights = np.asarray([[0], [1], [0]], dtype=dtype), np.zeros((3, 1), dtype=dtype)
     state = [np.ones((1, a.size, 1), dtype=dtype)]
-    folded = runner.fold(gru, np, [weights])
-    y, _, _ = runner.run([Loop(gru, OPS, None, reverse=False)], folded, x, state, keep=False)
+    y, _, _ = runner.run(Stack(make_cell("gru", 1), 1, False), [weights], x, state)
     exact = 1 / (1 + np.exp(-wide))
     spacing = np.spacing(exact.astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
@@ -436,10 +440,10 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
 def test_which_engine() -> None:
     x = np.ones((2, 2), dtype=np.float32)
     assert isinstance(engine(make_cell("lstm", 3), x), native.Native)
-    assert engine(make_cell("lstm", 3), x.astype(np.float16)) is CORE
-    assert engine(make_cell("lstm", 3), x.astype(x.dtype.newbyteorder())) is CORE
-    assert engine(make_cell("lstm_peephole", 3), x) is CORE
-    assert engine(make_cell("lstm", 3, proj_size=2), x) is CORE
+    assert engine(make_cell("lstm", 3), x.astype(np.float16)) is PLAIN
+    assert engine(make_cell("lstm", 3), x.astype(x.dtype.newbyteorder())) is PLAIN
+    assert engine(make_cell("lstm_peephole", 3), x) is PLAIN
+    assert engine(make_cell("lstm", 3, proj_size=2), x) is PLAIN
     assert set(KINDS) < set(CELLS)
 
 
@@ -467,7 +471,7 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNN_XP_ACCELERATE", "0")
     assert native.choose() == "switched off by RNN_XP_ACCELERATE=0"
     layer = GRU(2, 3)
-    assert layer.prepare(layer.init(0)).engine is CORE
+    assert layer.prepare(layer.init(0)).engine is PLAIN
 
 
 @pytest.mark.usefixtures("fresh_choice")
@@ -482,7 +486,7 @@ def test_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "reason"),
     [
         (
-            ModuleNotFoundError("No module named 'rnn_xp.accelerate._kernels'"),
+            ModuleNotFoundError("No module named 'rnn_xp.engines._kernels'"),
             "not built: there was no C++ compiler when rnn_xp was installed",
         ),
         (
@@ -540,68 +544,10 @@ def test_the_most_threads_are_those_of_the_pool() -> None:
     assert f"MOST_THREADS = {native.MOST_THREADS};" in header.read_text(encoding="utf-8")
 
 
-def test_the_kernels_check_sizes() -> None:
+def test_the_kernels_around_the_layers_check_sizes() -> None:
     """The module is the last to look before memory is read: it must not trust its caller."""
     kernels = native._kernels
-    assert kernels is not None
     number = kernels.kernel_names()[SETS[0]]
-    shape = (number, 2, 4, 1, 1, 2, 3)
-    packed = np.empty(kernels.sizes(shape)[0], dtype=np.uint8)
-    weights = np.ones((12, 2), dtype=np.float32), np.ones((12, 3), dtype=np.float32)
-    kernels.pack(shape, 1, *weights, None, None, packed)
-    with pytest.raises(ValueError, match="has 16 bytes, expected at least 144"):
-        kernels.pack(shape, 1, weights[0], np.ones(4, dtype=np.float32), None, None, packed)
-    with pytest.raises(TypeError, match="too few arguments"):
-        kernels.pack(shape, 1, *weights)
-    with pytest.raises(TypeError, match="expected 7 arguments, got 8"):
-        kernels.pack(shape, 1, *weights, None, None, packed, None)
-    with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
-        kernels.sizes((number, 9, 4, 1, 1, 2, 3))
-    with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
-        kernels.sizes((number, 2, 4, 0, 1, 2, 3))
-    for sizes in (shape[:-1], [*shape], None):
-        with pytest.raises(ValueError, match="expected a tuple of sizes"):
-            kernels.sizes(sizes)
-    with pytest.raises(ValueError, match="one bias without the other"):
-        kernels.pack(shape, 1, *weights, np.ones(12, dtype=np.float32), None, packed)
-    x, y, h, c = (np.ones((1, 1, size), dtype=np.float32) for size in (2, 3, 3, 3))
-    long, wide = np.ones((4, 1, 2), dtype=np.float32), np.ones((1, 1, 2))
-
-    def forward(
-        given: HostArray, distance: int, out: HostArray = y, d: int = 0, ways: int = 1
-    ) -> None:
-        sizes = (number, 2, 4, len(given), 1, 2, 3)
-        rest = (None, None, None, None, out, h, c, None)
-        kernels.forward(sizes, 1, 0, False, d, ways, packed, given, distance, *rest)
-
-    def look_up(indices: HostArray | None, given: HostArray | None = None) -> None:
-        rest = (None, indices, None, None, y, h, c, None)
-        kernels.forward(shape, 1, 0, False, 0, 1, packed, given, 2, *rest)
-
-    look_up(np.array([[1]]))
-    for outside in (-1, 2):
-        with pytest.raises(ValueError, match="an index is out of range"):
-            look_up(np.array([[outside]]))
-    for both in ((None, None), (np.array([[1]]), x)):
-        with pytest.raises(ValueError, match="expected either x or indices"):
-            look_up(*both)
-    with pytest.raises(ValueError, match="has 4 bytes, expected at least 8"):
-        look_up(np.array([[1]], dtype=np.int32))
-    forward(x, 2)
-    for wrong, distance in ((wide, 2), (long[::-1], 2), (long[:2], 3), (long[::2], 2)):
-        out = np.ones((len(wrong), 1, 3), dtype=np.float32)
-        with pytest.raises(ValueError, match="strides of an array are not those that were said"):
-            forward(wrong, distance, out)
-    for large in ((1, 1, 2, 2**62), (2**40, 2**30, 2, 3), (1, 1, 2**61, 3)):
-        with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
-            kernels.sizes((*shape[:3], *large))
-    for d, ways in ((-1, 1), (1, 1), (0, 0), (0, 3), (2**40, 2**62)):
-        with pytest.raises(ValueError, match="a direction must be 0 of 1, or 0 or 1 of 2"):
-            forward(x, 2, d=d, ways=ways)
-    with pytest.raises(ValueError, match="has 12 bytes, expected at least 24"):
-        forward(x, 2, ways=2)
-    with pytest.raises((BufferError, ValueError), match="contiguous"):
-        kernels.pack(shape, 1, weights[0], np.ones((3, 12), np.float32).T, None, None, packed)
     moments = [np.ones(3, dtype=np.float32) for _ in range(7)]
     numbers = (0.9, 0.999, 1e-8, 0.1, 1.0)
     kernels.adam(number, 4, 1, 3, *numbers, *moments)
@@ -612,9 +558,20 @@ def test_the_kernels_check_sizes() -> None:
         kernels.adam(number, 4, 1, 4, *numbers, *moments)
     with pytest.raises(TypeError, match="must be real number"):
         kernels.adam(number, 4, 1, 3, "0.9", *numbers[1:], *moments)
-    packed.flags.writeable = False
+    with pytest.raises(TypeError, match="too few arguments"):
+        kernels.adam(number, 4, 1, 3, *numbers)
+    with pytest.raises(TypeError, match="expected 16 arguments, got 17"):
+        kernels.adam(number, 4, 1, 3, *numbers, *moments, None)
+    a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
+    out = np.empty((2, 4), np.float32)
+    kernels.product(number, 4, 1, 2, 4, 3, a, 3, 1, b, 4, 1, None, out)
+    with pytest.raises(ValueError, match="strides of an array are not those that were said"):
+        kernels.product(number, 4, 1, 2, 4, 3, a, 2, 1, b, 4, 1, None, out)
+    with pytest.raises(ValueError, match="unknown kernels, sizes or strides"):
+        kernels.product(9, 4, 1, 2, 4, 3, a, 3, 1, b, 4, 1, None, out)
+    out.flags.writeable = False
     with pytest.raises((BufferError, ValueError), match="read-only"):
-        kernels.pack(shape, 1, *weights, None, None, packed)
+        kernels.product(number, 4, 1, 2, 4, 3, a, 3, 1, b, 4, 1, None, out)
 
 
 def test_input_and_weights_stay() -> None:

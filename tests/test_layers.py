@@ -85,7 +85,8 @@ def test_smallest_sizes(target: Target, cell: str) -> None:
 
 @pytest.mark.parametrize("layer", [RNN(1, 1), LSTM(1, 1), LSTM(1, 1, peephole=True), GRU(1, 1)])
 def test_one_unit(layer: Any) -> None:
-    kind = {RNN: "rnn_tanh", LSTM: "lstm", GRU: "gru"}[type(layer)]
+    kinds: dict[Any, str] = {RNN: "rnn_tanh", LSTM: "lstm", GRU: "gru"}
+    kind = kinds[type(layer)]
     rng = np.random.default_rng(0)
     parts = tuple(rng.standard_normal((1, 1, 1)) for _ in range(2 if kind == "lstm" else 1))
     params = {name: rng.standard_normal(shape) for name, shape in layer.shapes.items()}

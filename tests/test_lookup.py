@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from targets import make_target
 
-from rnn_xp.accelerate import native
+from rnn_xp.engines import native
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Recurrent, lookup
 from rnn_xp.models import Chain
 

@@ -13,8 +13,7 @@ from test_cli import SMALL, TEXT, run
 
 from rnn_xp import load
 from rnn_xp.backend import Backend
-from rnn_xp.cells import make_cell
-from rnn_xp.cells.base import Cell
+from rnn_xp.cells import MinGRU
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool, Recurrent
 from rnn_xp.models import Chain, character_model, sequence_model
 from rnn_xp.onnx import OnnxError, export, prepare
@@ -97,7 +96,7 @@ def make_case(
     before = {}
     for name, layer in recurrent_layers(model).items() if states else ():
         shape = (layer.num_layers * layer.num_directions, batch, layer.hidden_size)
-        parts = [rng.standard_normal(shape).astype(dtype) for _ in layer.cell.state]
+        parts = [rng.standard_normal(shape).astype(dtype) for _ in layer.equations.state]
         before[name] = tuple(parts) if len(parts) == 2 else parts[0]
         for letter, part in zip("hc", parts, strict=False):
             inputs[f"{name}.{letter}0".removeprefix(".")] = part
@@ -254,14 +253,6 @@ def test_a_trained_character_model_in_onnxruntime(tmp_path: Path) -> None:
 # What goes wrong
 
 
-@dataclass(frozen=True)
-class Other(Recurrent):
-    """A recurrent layer that `export` does not know."""
-
-    def _cell(self) -> Cell:
-        return make_cell("rnn_tanh", self.hidden_size)
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -270,7 +261,7 @@ class Other(Recurrent):
             Chain((("a", GRU(3, 4)), ("b", LSTM(4, 4, proj_size=3)))),
             "the layer b has proj_size=3, which ONNX has no node for",
         ),
-        (Other(3, 4), "the layer is a Other, which ONNX has no node for"),
+        (Recurrent(MinGRU, 3, 4), "the layer is of the cell MinGRU, which ONNX has no node for"),
         (Pool("mean"), "a model without parameters cannot be written to ONNX"),
         (Chain((("a", Dropout(0.5)),)), "a model without parameters cannot be written"),
     ],

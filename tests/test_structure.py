@@ -19,13 +19,13 @@ LIBRARIES = {"cupy", "cupyx", "torch", "jax", "jaxlib", "array_api_strict"}
 # import each other.
 ORDER = (
     {"cli"},
-    {"plotting", "sklearn", "bench", "doctor"},
+    {"plotting", "sklearn", "bench", "doctor", "testing"},
     {"tasks"},
     {"training", "fitting", "sampling", "decoding", "onnx", "interop"},
     {"checkpoint"},
     {"captioner", "models"},
     {"batches", "layers", "losses", "optim", "text", "datasets"},
-    {"accelerate"},
+    {"engines"},
     {"recurrence", "init", "random", "sequences", "sequence_files", "table"},
     {"cells", "files", "scaling"},
     {"backend"},
@@ -52,7 +52,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_the_backend_names_an_array_library(path: Path) -> None:
-    special = {"accelerate", "interop", "bench", "doctor"}
+    special = {"engines", "interop", "bench", "doctor"}
     if path.name == "backend.py" or special & set(path.parts):
         return  # the last three import a tool inside the function that needs it
     assert not {name.partition(".")[0] for name in imports(path)} & LIBRARIES

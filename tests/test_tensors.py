@@ -19,7 +19,7 @@ from check_layer import (
 )
 from targets import Target, make_target
 
-from rnn_xp.accelerate import CORE, engine, native
+from rnn_xp.engines import PLAIN, engine, native
 
 NUMPY = Target("numpy", "numpy", None, np, "cpu")
 STACKED = OPTIONS["stacked_bidirectional"]
@@ -69,7 +69,7 @@ def test_the_same_bits_as_numpy(target: Target, cell: str, lengths: tuple[int, .
 
 
 def test_who_runs_what(target: Target) -> None:
-    from rnn_xp.accelerate import tensors
+    from rnn_xp.engines import tensors
 
     kernels = isinstance(native.choose(), native.Native)
     for cell, dtype, hosted in (
@@ -80,10 +80,10 @@ def test_who_runs_what(target: Target) -> None:
     ):
         problem = make_problem(cell)
         params = target.tree(problem.params, dtype)
-        assert engine(problem.layer.cell, params["weight_hh_l0"]) is tensors
-        (w,) = problem.layer.prepare(params).levels
-        assert isinstance(w, tensors.Hosted) is hosted
-    assert engine(problem.layer.cell, problem.x) is CORE
+        assert engine(problem.layer.equations, params["weight_hh_l0"]) is tensors.TENSORS
+        (w,) = problem.layer.prepare(params).weights
+        assert isinstance(w, tensors.Packed) is hosted
+    assert engine(problem.layer.equations, problem.x) is PLAIN
 
 
 # Watched by autograd

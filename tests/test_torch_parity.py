@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from targets import Target, make_target, need
 
-from rnn_xp.backend import operations
+from rnn_xp.engines import plain
 from rnn_xp.layers import GRU, LSTM, RNN
 
 LAYERS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
@@ -62,7 +62,8 @@ def test_as_pytorch(
     library: str, configuration: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("torch")
-    monkeypatch.setattr(operations(np), "rows_a_chunk", configuration["rows_a_chunk"])
+    monkeypatch.setattr(plain, "ROWS", configuration["rows_a_chunk"])
+    monkeypatch.setattr(plain, "LEAST_STEPS", 1)
     check(make_target(library), **configuration)
 
 
@@ -92,7 +93,7 @@ def check(
     inner = () if batch is None else (batch,)
     runs = layer.num_layers * layer.num_directions
     x = rng.standard_normal((steps, *inner, sizes[0]))
-    parts = [rng.standard_normal((runs, *inner, size)) for size in layer.cell.state_sizes]
+    parts = [rng.standard_normal((runs, *inner, size)) for size in layer.equations.state_sizes]
     dparts = [rng.standard_normal(part.shape) for part in parts]
     dy = rng.standard_normal((steps, *inner, layer.output_size))
 

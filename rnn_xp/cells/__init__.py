@@ -1,29 +1,36 @@
-"""The cells: one file each, and this table.
+"""The cells, a file each, and what the equations of a cell of one's own are written with."""
 
-A cell is found by the name that a layer gives; adding one is a file and a line here.
-"""
-
-from collections.abc import Callable
-
-from rnn_xp.cells.base import Cell
+from rnn_xp.cells.base import Cell, log_sigmoid, of_product, product, sigmoid, split
 from rnn_xp.cells.elman import Elman, ReluElman
 from rnn_xp.cells.gru import GRU, ResetBeforeGRU
+from rnn_xp.cells.indrnn import IndRNN
+from rnn_xp.cells.layer_norm import LayerNormGRU, LayerNormLSTM
 from rnn_xp.cells.lstm import LSTM
+from rnn_xp.cells.min_gru import MinGRU
+from rnn_xp.cells.min_lstm import MinLSTM
 from rnn_xp.cells.peephole import PeepholeLSTM
-from rnn_xp.cells.projected import Projected
+from rnn_xp.cells.projected import Projected, projected
+from rnn_xp.cells.slstm import SLSTM
 
-CELLS: dict[str, Callable[[int, int | None], Cell]] = {
-    "rnn_tanh": Elman,
-    "rnn_relu": ReluElman,
-    "lstm": LSTM,
-    "lstm_peephole": PeepholeLSTM,
-    "gru": GRU,
-    "gru_reset_before": ResetBeforeGRU,
-}
-
-
-def make_cell(name: str, hidden_size: int, proj_size: int = 0) -> Cell:
-    """Return the cell called `name`, with its output projected to `proj_size` units unless 0."""
-    if proj_size:
-        return Projected(CELLS[name](hidden_size, proj_size))
-    return CELLS[name](hidden_size, None)
+__all__ = [
+    "GRU",
+    "LSTM",
+    "SLSTM",
+    "Cell",
+    "Elman",
+    "IndRNN",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "MinGRU",
+    "MinLSTM",
+    "PeepholeLSTM",
+    "Projected",
+    "ReluElman",
+    "ResetBeforeGRU",
+    "log_sigmoid",
+    "of_product",
+    "product",
+    "projected",
+    "sigmoid",
+    "split",
+]

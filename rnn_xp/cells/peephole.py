@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rnn_xp.backend import Array, Namespace, Operations
-from rnn_xp.cells.base import Chunk, Folded, Weights, sigmoid_of_half
+from rnn_xp.backend import Array, Namespace
+from rnn_xp.cells.base import Kept, State, Weights, product, sigmoid, split, total
 from rnn_xp.cells.lstm import LSTM
 
 
@@ -26,79 +26,32 @@ class PeepholeLSTM(LSTM):
     def shapes(self, input_size: int, bias: bool) -> dict[str, tuple[int, ...]]:
         return super().shapes(input_size, bias) | {"weight_peephole": (3, self.hidden_size)}
 
-    def fold(self, xp: Namespace, weights: Weights) -> Folded:
-        folded = super().fold(xp, weights)
-        peephole = xp.reshape(weights["weight_peephole"], (3, self.hidden_size, 1)) * 0.5
-        return folded._replace(extra=(*folded.extra, peephole))
-
-    def workspace(self, ops: Operations, like: Array, batch: int) -> tuple[Array, ...]:
-        shapes = ((4,), (2,), (1,), ())
-        return tuple(ops.buffer((*n, self.hidden_size, batch), like) for n in shapes)
-
-    def step(
-        self,
-        ops: Operations,
-        w: Folded,
-        pre: Array,
-        state: Sequence[Array],
-        out: Sequence[Array],
-        extras: Sequence[Array],
-        work: Sequence[Array],
-    ) -> tuple[Array, Sequence[Array], Sequence[Array]]:
+    def step(self, xp: Namespace, w: Weights, a: Array, state: State) -> tuple[State, Kept]:
         h, c = state
-        h_out, c_out = out
-        peephole = w.extra[2]
-        a = ops.add(pre, ops.matmul_blocks(w.weight_hh, h, 4, out=work[0]), out=pre)
-        a_if, a_g, a_o = a[:2, ...], a[2:3, ...], a[3:, ...]
-        a_if = ops.add(a_if, ops.multiply(peephole[:2, ...], c, out=work[1]), out=a_if)
-        i_f = sigmoid_of_half(ops, a_if)
-        g = ops.tanh(a_g, out=a_g)
-        i, f = ops.unstack(i_f)
-        c = ops.multiply(f, c, out=c_out)
-        c = ops.add(c, ops.multiply(i, g[0, ...], out=work[3]), out=c_out)
-        a_o = ops.add(a_o, ops.multiply(peephole[2:, ...], c, out=work[2]), out=a_o)
-        o = sigmoid_of_half(ops, a_o)
-        h = ops.multiply(o[0, ...], ops.tanh(c, out=work[3]), out=h_out)
-        return ops.joined((i_f, g, o), out=pre), (h, c), extras
-
-    def transposed(self, ops: Operations, weights: Weights) -> tuple[Array, ...]:
-        peephole = ops.xp.reshape(weights["weight_peephole"], (3, self.hidden_size, 1))
-        return (*super().transposed(ops, weights), peephole)
-
-    def workspace_backward(self, ops: Operations, like: Array, batch: int) -> tuple[Array, ...]:
-        work = super().workspace_backward(ops, like, batch)
-        return (*work, ops.buffer((2, self.hidden_size, batch), like))
+        p_i, p_f, p_o = (w["weight_peephole"][k, ...] for k in range(3))
+        i, f, g, o = split(a + product(w, "hh", h), 4)
+        i, f, g = sigmoid(xp, i + p_i * c), sigmoid(xp, f + p_f * c), xp.tanh(g)
+        new_c = f * c + i * g
+        o, tanh_c = sigmoid(xp, o + p_o * new_c), xp.tanh(new_c)
+        return (o * tanh_c, new_c), (i, f, g, o, c, tanh_c, new_c)
 
     def step_backward(
-        self,
-        ops: Operations,
-        w: Sequence[Array],
-        local: Sequence[Array],
-        dstate: Sequence[Array],
-        work: Sequence[Array],
-    ) -> tuple[Sequence[Array], Sequence[Array]]:
-        dh, dc = dstate
-        da, dc_dh, f = local
-        weight_hh_t, peephole = w
-        da_o = ops.multiply(da[3:, ...], dh, out=da[3:, ...])
-        dc = ops.add(dc, ops.multiply(dh, dc_dh, out=dc_dh), out=dc)
-        dc = ops.add(dc, ops.multiply(peephole[2, ...], da_o[0, ...], out=dc_dh), out=dc)
-        da_ifg = ops.multiply(da[:3, ...], dc, out=da[:3, ...])
-        da = ops.joined((da_ifg, da_o), out=da)
-        dh = ops.matmul(weight_hh_t, ops.flat(da), out=work[0])
-        through_i, through_f = ops.unstack(
-            ops.multiply(peephole[:2, ...], da_ifg[:2, ...], out=work[1])
-        )
-        dc = ops.add(ops.multiply(dc, f, out=dc), through_i, out=dc)
-        dc = ops.add(dc, through_f, out=dc)
-        return (da,), (dh, dc)
+        self, xp: Namespace, w: Weights, dstate: State, kept: Kept
+    ) -> tuple[State, Kept]:
+        (dh, dc), (i, f, g, o, c, tanh_c, _) = dstate, kept
+        p_i, p_f, p_o = (w["weight_peephole"][k, ...] for k in range(3))
+        da_o = dh * tanh_c * o * (1 - o)
+        dc = dc + dh * o * (1 - tanh_c * tanh_c) + p_o * da_o
+        da_i = dc * g * i * (1 - i)
+        da_f = dc * c * f * (1 - f)
+        da_g = dc * i * (1 - g * g)
+        da = xp.concat((da_i, da_f, da_g, da_o), axis=1)
+        return (da @ w["weight_hh"], dc * f + p_i * da_i + p_f * da_f), (da,)
 
     def gradients(
-        self, ops: Operations, weights: Weights, chunk: Chunk, made: Sequence[Array]
-    ) -> tuple[Weights, Array]:
-        gradients, dx = super().gradients(ops, weights, chunk, made)
-        xp, da = ops.xp, made[0]
-        before, after = chunk.before[1], chunk.after[1]
-        seen = ((da[:, 0, ...], before), (da[:, 1, ...], before), (da[:, 3, ...], after))
-        gradients["weight_peephole"] = xp.stack([xp.sum(d * c, axis=(0, 2)) for d, c in seen])
-        return gradients, dx
+        self, xp: Namespace, w: Weights, x: Array, h: Array, kept: Sequence[Array], da: Kept
+    ) -> Weights:
+        da_i, da_f, _, da_o = split(da[0], 4)
+        c, new_c = kept[4], kept[6]
+        seen = [total(xp, d * each) for d, each in ((da_i, c), (da_f, c), (da_o, new_c))]
+        return super().gradients(xp, w, x, h, kept, da) | {"weight_peephole": xp.stack(seen)}

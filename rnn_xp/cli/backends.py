@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from rnn_xp.accelerate import native
 from rnn_xp.backend import Status, available
 from rnn_xp.cli.options import add_command
+from rnn_xp.engines import native
 
 
 def add_backends(commands: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from rnn_xp.backend import Backend, select
 from rnn_xp.captioner import Captioner, caption_model
 from rnn_xp.checkpoint import Checkpoint, CheckpointError
+from rnn_xp.cli.cells import cell_of
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
@@ -119,7 +120,7 @@ def _train(options: argparse.Namespace) -> int:
     model = caption_model(
         train.images[0].size,
         len(reader.words) + 1,
-        cell=options.cell,
+        cell=cell_of(options),
         embedding_size=options.embedding_size,
         hidden_size=options.hidden_size,
         num_layers=options.layers,

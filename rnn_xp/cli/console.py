@@ -23,6 +23,7 @@ from typing import IO, Any
 from rnn_xp.backend import Backend, select
 from rnn_xp.captioner import Captioner
 from rnn_xp.checkpoint import Checkpoint, CheckpointError, load
+from rnn_xp.cli.cells import own_cells
 from rnn_xp.errors import named_line
 from rnn_xp.files import other_than_file
 
@@ -32,9 +33,8 @@ INTERRUPTED = 130
 def load_model(options: argparse.Namespace) -> tuple[Backend, Checkpoint]:
     """Read `options.model` onto the backend that the options name."""
     backend = select(options.backend, options.device)
-    checkpoint = load(
-        options.model, backend=backend.name, device=options.device, dtype=options.dtype
-    )
+    where = {"backend": backend.name, "device": options.device, "dtype": options.dtype}
+    checkpoint = load(options.model, **where, cells=own_cells(options))
     return backend, checkpoint
 
 

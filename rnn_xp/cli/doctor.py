@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rnn_xp.accelerate.cuda.trial import TrialWarning
 from rnn_xp.backend import BACKENDS, Backend, available, select
 from rnn_xp.cli.backends import kernels, print_backends
 from rnn_xp.cli.console import check_output
@@ -16,6 +15,7 @@ from rnn_xp.cli.options import add_command
 from rnn_xp.doctor import around, parity, report, speed
 from rnn_xp.doctor.engines import is_gpu
 from rnn_xp.doctor.gpu import cudnn_missing
+from rnn_xp.engines.cuda.trial import TrialWarning
 from rnn_xp.files import replace_file
 
 

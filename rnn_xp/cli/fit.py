@@ -11,9 +11,9 @@ from typing import Any
 from rnn_xp.captioner import Captioner
 from rnn_xp.checkpoint import save
 from rnn_xp.cli.console import Bar, interrupt, log_file, say
-from rnn_xp.cli.options import POSITIVE, SEED, add_backend, count, number
+from rnn_xp.cli.options import POSITIVE, SEED, add_backend, add_cell, count, number
 from rnn_xp.fitting import Epoch, Fitted, Gradients, Params, Settings, fit
-from rnn_xp.models import CELLS, Chain
+from rnn_xp.models import Chain
 
 
 def add_fitting(
@@ -32,7 +32,7 @@ def add_fitting(
     command.add_argument("--force", action="store_true", help="replace MODEL if it exists")
     command.add_argument("--log", type=Path, metavar="LOG", help="append JSON lines to this file")
     model = command.add_argument_group("model")
-    model.add_argument("--cell", choices=CELLS, default=cell, help="kind of recurrent layer")
+    add_cell(model, cell)
     model.add_argument("--hidden-size", type=count(1), default=hidden_size, help="units of a layer")
     model.add_argument("--layers", type=count(1), default=layers, help="recurrent layers")
     model.add_argument(

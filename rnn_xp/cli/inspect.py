@@ -15,10 +15,11 @@ from rnn_xp import plotting
 from rnn_xp.backend import Backend
 from rnn_xp.checkpoint import Checkpoint
 from rnn_xp.cli.console import check_output, load_model
-from rnn_xp.cli.options import add_backend, add_command, count
+from rnn_xp.cli.options import add_backend, add_command, add_own_cells, count
 from rnn_xp.cli.text import vocabulary_of
 from rnn_xp.cli.traces import Trace, as_lines, as_page
 from rnn_xp.files import replace_file
+from rnn_xp.layers import Recurrent
 from rnn_xp.tasks.inspection import (
     check_units,
     find_place,
@@ -42,6 +43,7 @@ def add_inspect(commands: Any) -> None:
         "inspect model.safetensors --text 'To be, or not to be' --top 3 --out units.html",
     )
     command.add_argument("model", type=Path, metavar="MODEL", help="what train text wrote")
+    add_own_cells(command)
     add_text_source(command, required=True)
     add_units(command, top=5)
     command.add_argument(
@@ -118,7 +120,8 @@ def trace_of(options: argparse.Namespace, backend: Backend, checkpoint: Checkpoi
         units = check_units(options.units, size)
     elif options.top:
         units = most_varied(values, options.top)
-    kind = type(split(model, place.layer)[1]).__name__
+    layer = split(model, place.layer)[1]
+    kind = type(layer.equations if type(layer) is Recurrent else layer).__name__
     title = f"{options.model.name}, {place}: {options.state} of {kind} units"
     return Trace(title, characters, units, values[:, units])
 

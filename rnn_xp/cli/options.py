@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from rnn_xp.backend import BACKENDS
+from rnn_xp.models import CELLS
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +57,40 @@ def add_backend(command: argparse.ArgumentParser, *, dtype: str | None = "float3
         default=dtype,
         help="floating-point type" + ("" if dtype else " (default: as it was saved)"),
     )
+
+
+def add_cell(group: Any, default: str) -> None:
+    """Add the option of a training that chooses the cell."""
+    group.add_argument(
+        "--cell",
+        type=cell_name,
+        default=default,
+        metavar="CELL",
+        help=f"{', '.join(CELLS)}; or FILE.py:NAME, a cell of your own: runs the code of that file",
+    )
+
+
+def add_own_cells(command: argparse.ArgumentParser) -> None:
+    """Add the option of what reads models that says where the cells of their own are."""
+    command.add_argument(
+        "--cell",
+        type=_own_cell_name,
+        action="append",
+        metavar="FILE.py:NAME",
+        help="a cell of your own that the model has: runs the code of that file",
+    )
+
+
+def cell_name(text: str) -> str:
+    """Return the name of a cell, or where one of the user's own is."""
+    return text if text in CELLS else _own_cell_name(text, ", ".join(CELLS) + " or ")
+
+
+def _own_cell_name(text: str, others: str = "") -> str:
+    path, _, name = text.rpartition(":")
+    if not path.endswith(".py") or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected {others}FILE.py:NAME, got {text!r}")
+    return text
 
 
 def count(least: int, most: float = 2**31 - 1) -> Any:

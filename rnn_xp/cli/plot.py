@@ -16,11 +16,19 @@ from rnn_xp.cli.bench import bench_figure
 from rnn_xp.cli.caption import BEAM, add_writing, captions_of
 from rnn_xp.cli.console import check_output, load_model
 from rnn_xp.cli.inspect import add_text_source, add_units, text_of, trace_of
-from rnn_xp.cli.options import POSITIVE, SEED, Help, add_backend, add_command, count
+from rnn_xp.cli.options import (
+    POSITIVE,
+    SEED,
+    Help,
+    add_backend,
+    add_command,
+    add_own_cells,
+    cell_name,
+    count,
+)
 from rnn_xp.cli.plot_data import read_confusion, read_forecast, read_log
 from rnn_xp.cli.text import vocabulary_of
 from rnn_xp.files import replace_file
-from rnn_xp.models import CELLS
 from rnn_xp.tasks.gradient_flow import new_network_norms, text_norms
 
 _PICTURES = 12  # that `plot captions` draws where none is named
@@ -69,6 +77,7 @@ def add_plot(commands: Any) -> None:
         "model.safetensors --text 'To be' --out units.png",
     )
     command.add_argument("model", type=Path, metavar="MODEL", help="what train text wrote")
+    add_own_cells(command)
     add_text_source(command, required=True)
     add_units(command, top=None)
     add_backend(command, dtype=None)
@@ -163,6 +172,7 @@ def _add_captions(kinds: Any) -> None:
         "model.safetensors --index 1500 1501 1502 --out captions.png",
     )
     command.add_argument("model", type=Path, metavar="MODEL", help="what train caption wrote")
+    add_own_cells(command)
     command.add_argument(
         "file",
         nargs="?",
@@ -213,7 +223,8 @@ def _add_gradient(kinds: Any) -> None:
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         new.add_argument(f"--{name}", help=f"{what} (default: {shown})", **arguments)
 
-    add("cell", "kinds of recurrent layers", nargs="+", choices=CELLS)
+    what = "kinds of recurrent layers, rnn, lstm or gru; with MODEL, FILE.py:NAME of its own cell"
+    add("cell", what, nargs="+", type=cell_name)
     add("hidden-size", "units", type=count(1))
     add("time-steps", "length of the sequences", type=count(1))
     add("scale", "of the recurrent matrices, orthogonal ones", nargs="+", type=POSITIVE)
@@ -247,6 +258,9 @@ def _of_new_networks(options: argparse.Namespace) -> Panels:
     if not math.isfinite(bias):
         raise ValueError(f"--forget-bias must be a finite number, got {bias}")
     names = {"rnn": "Elman", "lstm": f"LSTM, forget bias {bias:g}", "gru": "GRU"}
+    for cell in cells:
+        if cell not in names:
+            raise ValueError(f"--cell of new networks is {', '.join(names)}, got {cell}")
     backend = select(options.backend, options.device)
     return {
         f"recurrent weights × {scale:g}": {
@@ -261,7 +275,8 @@ def _of_new_networks(options: argparse.Namespace) -> Panels:
 
 def _of_models(options: argparse.Namespace) -> Panels:
     for name in _NEW:
-        if getattr(options, name) is not None:
+        value = getattr(options, name)
+        if value is not None and not (name == "cell" and all(":" in each for each in value)):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} is for new networks: give it without MODEL")
     if options.text is None and options.file is None:

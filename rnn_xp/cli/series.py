@@ -11,6 +11,7 @@ import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
 from rnn_xp.checkpoint import Checkpoint, CheckpointError
+from rnn_xp.cli.cells import cell_of
 from rnn_xp.cli.console import (
     INTERRUPTED,
     as_csv,
@@ -153,7 +154,7 @@ def _train(options: argparse.Namespace) -> int:
     model = sequence_model(
         forecaster.channels,
         forecaster.outputs,
-        cell=options.cell,
+        cell=cell_of(options),
         hidden_size=options.hidden_size,
         num_layers=options.layers,
         dropout=options.dropout,

@@ -13,6 +13,7 @@ import numpy as np
 
 from rnn_xp.backend import Backend, are_finite, select
 from rnn_xp.checkpoint import Checkpoint, CheckpointError, load, save
+from rnn_xp.cli.cells import cell_of, own_cells
 from rnn_xp.cli.console import (
     INTERRUPTED,
     Bar,
@@ -25,9 +26,17 @@ from rnn_xp.cli.console import (
     reading,
     say,
 )
-from rnn_xp.cli.options import POSITIVE, SEED, add_backend, add_command, count, number
-from rnn_xp.layers import Recurrent
-from rnn_xp.models import CELLS, character_model
+from rnn_xp.cli.options import (
+    POSITIVE,
+    SEED,
+    add_backend,
+    add_cell,
+    add_command,
+    add_own_cells,
+    count,
+    number,
+)
+from rnn_xp.models import CELLS, character_model, recurrent_layer
 from rnn_xp.sampling import sample
 from rnn_xp.text import Text, TextError, Vocabulary, read
 from rnn_xp.training import (
@@ -77,7 +86,7 @@ def add_train_text(kinds: Any) -> None:
     )
     command.add_argument("--log", type=Path, metavar="LOG", help="append JSON lines to this file")
     model = command.add_argument_group("model")
-    model.add_argument("--cell", choices=CELLS, default="gru", help="kind of recurrent layer")
+    add_cell(model, "gru")
     model.add_argument("--embedding-size", type=count(1), default=64, help="size of a character")
     model.add_argument("--hidden-size", type=count(1), default=256, help="units of a layer")
     model.add_argument("--layers", type=count(1), default=1, help="recurrent layers")
@@ -166,7 +175,7 @@ def _train_text(options: argparse.Namespace) -> int:
     if resumed is None:
         model = character_model(
             len(vocabulary),
-            cell=options.cell,
+            cell=cell_of(options),
             embedding_size=options.embedding_size,
             hidden_size=options.hidden_size,
             num_layers=options.layers,
@@ -246,6 +255,7 @@ def _train_text(options: argparse.Namespace) -> int:
         write(finished=outcome != "stopped")
     if outcome == "stopped":
         again = f"rnn-xp train text {options.file or ''}".rstrip()
+        again += "" if options.cell in CELLS else f" --cell {options.cell}"
         say(
             f"interrupted after step {progress.step:,}: saved to {out}; "
             f"go on with: {again} --out {out} --resume"
@@ -279,7 +289,9 @@ def _digest(text: Text) -> str:
 
 
 def _resumable(options: argparse.Namespace) -> Checkpoint:
-    checkpoint = load(options.out, backend=options.backend, device=options.device)
+    given = [] if options.cell in CELLS else own_cells(options)
+    where = {"backend": options.backend, "device": options.device}
+    checkpoint = load(options.out, **where, cells=given)
     values = checkpoint.training
     if values.get("finished") or "settings" not in values:
         raise ValueError(f"{options.out} holds a finished training: there is nothing to go on with")
@@ -294,9 +306,12 @@ def _check_kept(
     One with its default is taken for not given.
     """
     same_part = math.isclose(part, options.validation, rel_tol=0.0, abs_tol=1e-3)
-    (_, layer), *_ = [each for each in resumed.model.layers if isinstance(each[1], Recurrent)]
+    (_, layer), *_ = [each for each in resumed.model.layers if each[1].has_state]
+    like = {"dropout": layer.dropout}
+    same = recurrent_layer(cell_of(options))(layer.input_size, layer.hidden_size, **like)
+    own = layer.equations == same.equations
     sizes = {
-        "cell": type(layer).__name__.lower(),
+        "cell": options.cell if own else type(layer.equations).__name__.lower(),
         "embedding_size": layer.input_size,
         "hidden_size": layer.hidden_size,
         "layers": layer.num_layers,
@@ -353,6 +368,7 @@ def add_sample(commands: Any) -> None:
         "sample model.safetensors --prompt 'To be' --temperature 0.7 --length 500",
     )
     command.add_argument("model", type=Path, metavar="MODEL", help="what train wrote")
+    add_own_cells(command)
     command.add_argument(
         "--prompt", metavar="TEXT", help="what the model reads first (default: a line end)"
     )

@@ -12,7 +12,7 @@ from rnn_xp.checkpoint import Checkpoint, CheckpointError
 from rnn_xp.cli.caption import add_show, add_writing, eval_captioner, write_for
 from rnn_xp.cli.classify import eval_classifier, predict_classes
 from rnn_xp.cli.console import load_model
-from rnn_xp.cli.options import add_backend, add_command
+from rnn_xp.cli.options import add_backend, add_command, add_own_cells
 from rnn_xp.cli.series import eval_series, predict_series
 from rnn_xp.cli.text import eval_text
 
@@ -88,6 +88,7 @@ def add_predict(commands: Any) -> None:
 def _add_files(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("model", type=Path, metavar="MODEL", help="what train wrote")
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help=what)
+    add_own_cells(command)
 
 
 def _use(table: dict[str, Use], options: argparse.Namespace) -> int:

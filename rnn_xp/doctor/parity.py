@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from rnn_xp.accelerate.cuda.plan import BFLOAT16
 from rnn_xp.backend import Backend, dtype_name, select
 from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor.engines import NAME_OF_CORE, is_gpu, on_core, runs, why_not_persistent
+from rnn_xp.engines.cuda.plan import BFLOAT16
 from rnn_xp.errors import named_line
 from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
 
@@ -174,7 +174,7 @@ def problem_of(config: Config) -> Problem:
     count = config.layers * layer.num_directions
 
     def state() -> Any:
-        made = tuple(rounded(normal((count, batch, n))) for n in layer.cell.state_sizes)
+        made = tuple(rounded(normal((count, batch, n))) for n in layer.equations.state_sizes)
         return made if len(made) > 1 else made[0]
 
     lengths = rng.integers(1, steps, batch)

@@ -30,8 +30,9 @@ from rnn_xp.checkpoint import misfit
 from rnn_xp.interop.keras_reading import chain_of, layer_of, stack_of
 from rnn_xp.interop.keras_writing import made_chain, made_of
 from rnn_xp.interop.tensors import HostArray, InteropError, Params, place
+from rnn_xp.layers.base import Layer
 from rnn_xp.layers.checks import check_params
-from rnn_xp.models import Chain, Layer
+from rnn_xp.models import Chain
 
 
 def from_keras(

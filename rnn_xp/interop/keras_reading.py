@@ -11,7 +11,8 @@ import numpy as np
 from rnn_xp.backend import host_of
 from rnn_xp.interop.tensors import HostArray, InteropError
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool, Recurrent
-from rnn_xp.models import Chain, Layer
+from rnn_xp.layers.base import Layer
+from rnn_xp.models import Chain
 
 Arrays = dict[str, HostArray]
 

@@ -9,7 +9,8 @@ import numpy as np
 from rnn_xp.interop.keras_reading import RECURRENT, Arrays, gates
 from rnn_xp.interop.tensors import HostArray, InteropError
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool, Recurrent
-from rnn_xp.models import Chain, Layer
+from rnn_xp.layers.base import Layer
+from rnn_xp.models import Chain
 
 Options = dict[str, Any]
 """The dtype of a Keras layer, and its name; Keras chooses one where it is None."""

@@ -15,10 +15,19 @@ from rnn_xp.backend import (
     dtype_name,
     is_floating,
     is_traced,
-    namespace_at_once,
+    known_namespace,
     same_device,
     to_numpy,
 )
+from rnn_xp.cells.base import Cell
+
+
+class HasSteps(Protocol):
+    """A layer that reads steps."""
+
+    @property
+    def input_size(self) -> int:
+        """I."""
 
 
 class HasShapes(Protocol):
@@ -88,7 +97,7 @@ def _fitting(shapes: Mapping[str, tuple[int, ...]], params: Any) -> Namespace | 
     if type(params) is not dict or not params or len(params) != len(shapes):
         return None
     like: Array = next(iter(params.values()))
-    xp = namespace_at_once(like)
+    xp = known_namespace(like)
     if xp is None or not is_floating(like):
         return None
     kind, dtype, device = type(like), like.dtype, device_of(like)
@@ -136,6 +145,54 @@ def check_same_kind(name: str, array: Array, like: Array) -> None:
 def on_host(lengths: Sequence[int] | Array | None) -> Sequence[int] | Array | None:
     """Return lengths on the host, unless JAX traces them: a GPU is waited for once, not often."""
     return lengths if lengths is None or is_traced(lengths) else to_numpy(lengths)
+
+
+def check_steps(layer: HasSteps, x: Array, like: Array) -> None:
+    """Raise unless x is (T, B, I) or (T, I), and of the library, dtype and device of `like`."""
+    if type(x) is type(like) and x.dtype == like.dtype and device_of(x) == device_of(like):
+        shape = x.shape
+        if len(shape) == 3 and shape[2] == layer.input_size and 0 not in shape:
+            return  # all is well, at once
+    check_is_given("x", x)
+    array_namespace(params=like, x=x)
+    size = layer.input_size
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"x must have shape (T, B, {size}), or (T, {size}) without a batch, got "
+            f"{tuple(x.shape)}"
+        )
+    check_same_kind("x", x, like)
+    if x.shape[-1] != size:
+        raise ValueError(
+            f"x has {x.shape[-1]} features in its last axis, but this {type(layer).__name__} has "
+            f"input_size={size}"
+        )
+    if 0 in x.shape:
+        raise ValueError(f"x must have at least one step and one sequence, got {tuple(x.shape)}")
+
+
+def check_state(
+    cell: Cell, name: str, state: Any, outer: tuple[int, ...], like: Array
+) -> Sequence[Array | None]:
+    """Raise unless the parts of a state, or of its gradient, are (*outer, size); return them.
+
+    None is zeros; of a gradient, `dstate`, also in the place of a part.
+    """
+    sizes = cell.state_sizes
+    if state is None:
+        return [None] * len(sizes)
+    if len(sizes) == 1:
+        state = state if isinstance(state, tuple) and len(state) == 1 else (state,)
+    elif not isinstance(state, (tuple, list)) or len(state) != len(sizes):
+        what = "a pair" if len(sizes) == 2 else "a tuple"
+        raise ValueError(
+            f"{name} must be {what} ({', '.join(cell.state)}), got {type(state).__name__}"
+        )
+    for part, size, of in zip(state, sizes, cell.state, strict=True):
+        if part is not None or name == "state":
+            full = of if name == "state" else f"d{of} in dstate"
+            check_given(full, part, (*outer, size), like)
+    return list(state)
 
 
 def check_lengths(lengths: Sequence[int] | Array | None, steps: int, batch: int) -> Array:

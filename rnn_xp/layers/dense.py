@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from rnn_xp import init as init_
-from rnn_xp.accelerate import product
 from rnn_xp.backend import (
     Array,
     Namespace,
@@ -17,12 +16,14 @@ from rnn_xp.backend import (
     device_of,
     dtype_name,
     is_floating,
+    like_dtype,
     on_its_device,
-    operations,
     same_device,
-    select,
     sum_of_rows,
+    widened,
 )
+from rnn_xp.engines.around import product
+from rnn_xp.layers.base import Cache, Layer, Params
 from rnn_xp.layers.checks import (
     check_cache,
     check_count,
@@ -35,22 +36,9 @@ from rnn_xp.layers.checks import (
 )
 from rnn_xp.random import Seed, dropout_mask, generator
 
-Params = dict[str, Array]
-
-
-@dataclass
-class Cache:
-    """What `forward` keeps for one `backward`."""
-
-    layer: Any
-    kept: Array
-    shape: tuple[int, ...]
-    like: Array
-    used: bool = False
-
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Layer):
     """Affine map of the last axis: y = x Wᵀ + b, with `weight` (output, input) and `bias`.
 
     Raises
@@ -74,19 +62,10 @@ class Linear:
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.output_size, self.input_size)}
         return shapes | {"bias": (self.output_size,)} if self.bias else shapes
 
-    def init(
-        self,
-        seed: Seed,
-        *,
-        backend: str = "numpy",
-        device: str | None = None,
-        dtype: str = "float32",
-    ) -> Params:
-        """Draw all from U(-1/√I, 1/√I), as PyTorch; the same numbers on every backend."""
-        chosen, rng = select(backend, device), generator(seed)
-        bound = self.input_size**-0.5
-        drawn = {name: init_.uniform(rng, shape, bound) for name, shape in self.shapes.items()}
-        return {name: chosen.asarray(value, dtype) for name, value in drawn.items()}
+    def _drawn(self, seed: Seed) -> dict[str, Any]:
+        """Draw all from U(-1/√I, 1/√I), as PyTorch."""
+        rng, bound = generator(seed), self.input_size**-0.5
+        return {name: init_.uniform(rng, shape, bound) for name, shape in self.shapes.items()}
 
     def __call__(self, params: Params, x: Array) -> Array:
         """Return y (..., output) for x (..., input)."""
@@ -102,7 +81,7 @@ class Linear:
         if x.ndim < 1 or x.shape[-1] != self.input_size:
             raise ValueError(f"x must have shape (..., {self.input_size}), got {tuple(x.shape)}")
         rows = xp.reshape(x, (-1, self.input_size))
-        y = product(operations(xp), rows, weight.T, params.get("bias"))
+        y = product(xp, rows, weight.T, params.get("bias"))
         shape = tuple(x.shape)
         return xp.reshape(y, (*shape[:-1], self.output_size)), Cache(self, rows, shape, weight)
 
@@ -115,15 +94,14 @@ class Linear:
         check_given("dy", dy, (*cache.shape[:-1], self.output_size), cache.like)
         use_once(cache)
         rows = xp.reshape(dy, (-1, self.output_size))
-        ops = operations(xp)
-        dparams = {"weight": product(ops, rows.T, cache.kept)}
+        dparams = {"weight": product(xp, rows.T, cache.kept)}
         if self.bias:
             dparams["bias"] = sum_of_rows(xp, rows)
-        return dparams, xp.reshape(product(ops, rows, params["weight"]), cache.shape)
+        return dparams, xp.reshape(product(xp, rows, params["weight"]), cache.shape)
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Layer):
     """Table of vectors: integers (...) in 0..V-1 become rows of `weight` (V, size).
 
     The gradient of a row is the sum of the gradients where it was taken: a scatter-add.
@@ -146,18 +124,9 @@ class Embedding:
         """Name and shape of every parameter."""
         return {"weight": (self.num_embeddings, self.embedding_size)}
 
-    def init(
-        self,
-        seed: Seed,
-        *,
-        backend: str = "numpy",
-        device: str | None = None,
-        dtype: str = "float32",
-    ) -> Params:
-        """Draw from the standard normal distribution, as PyTorch; the same on every backend."""
-        chosen = select(backend, device)
-        drawn = generator(seed).standard_normal(self.shapes["weight"])
-        return {"weight": chosen.asarray(drawn, dtype)}
+    def _drawn(self, seed: Seed) -> dict[str, Any]:
+        """Draw from the standard normal distribution, as PyTorch."""
+        return {"weight": generator(seed).standard_normal(self.shapes["weight"])}
 
     @on_its_device
     def __call__(self, params: Params, x: Array) -> Array:
@@ -186,7 +155,7 @@ class Embedding:
         xp = self.check(params, x)
         weight, shape = params["weight"], tuple(x.shape)
         flat = xp.reshape(x, (-1,))
-        if dtype_name(x.dtype) in ("int8", "int16", "uint8", "uint16"):  # too small for torch
+        if xp.iinfo(x.dtype).bits < 32:  # too small for PyTorch
             flat = xp.astype(flat, xp.int32)
         vectors = xp.reshape(xp.take(weight, flat, axis=0), (*shape, self.embedding_size))
         return vectors, flat
@@ -214,12 +183,51 @@ class Embedding:
         check_given("dy", dy, (*cache.shape, self.embedding_size), cache.like)
         use_once(cache)
         rows = xp.reshape(dy, (-1, self.embedding_size))
-        weight = operations(xp).scatter_add(rows, cache.kept, self.num_embeddings)
-        return {"weight": weight}, None
+        return {"weight": scatter_add(xp, rows, cache.kept, self.num_embeddings)}, None
+
+
+def scatter_add(xp: Namespace, rows: Array, index: Array, count: int) -> Array:
+    """Return (count, K): line v is the sum of those rows (N, K) whose index (N,) is v.
+
+    16 bits are added in 32.
+    """
+    wide, device = widened(xp, rows), device_of(rows)
+    if xp is np:
+        total = _sorted_sums(wide, index, count)
+    elif hasattr(wide, "index_add"):  # PyTorch
+        zeros = xp.zeros((count, wide.shape[1]), dtype=wide.dtype, device=device)
+        total = zeros.index_add(0, xp.astype(index, xp.int64), wide)
+    elif hasattr(wide, "at"):  # JAX
+        total = xp.zeros((count, wide.shape[1]), dtype=wide.dtype).at[index].add(wide)
+    elif hasattr(xp.add, "at"):  # CuPy
+        total = xp.zeros((count, wide.shape[1]), dtype=wide.dtype)
+        xp.add.at(total, index, wide)
+    else:
+        numbers = xp.arange(count, dtype=index.dtype, device=device)
+        total = xp.astype(numbers[:, None] == index[None, :], wide.dtype) @ wide
+    return like_dtype(xp, total, rows)
+
+
+def _sorted_sums(rows: Any, index: Any, count: int) -> Any:
+    """Return `scatter_add` of NumPy arrays.
+
+    Sorted, each sum is over neighbours: eight times as fast as add.at, and than a product with
+    one-hot rows 1.4 times at 80 lines and six times at 1,000. Short integers sort faster, and
+    `take` moves rows twice as fast as an index.
+    """
+    short = index.astype(np.uint16) if count <= 65536 else index
+    counts = np.bincount(index, minlength=count)
+    lines = np.flatnonzero(counts)
+    first = (np.cumsum(counts) - counts)[lines]
+    total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
+    if first.size:
+        order = np.argsort(short, kind="stable")
+        total[lines] = np.add.reduceat(rows.take(order, axis=0), first, axis=0)
+    return total
 
 
 @dataclass(frozen=True)
-class Dropout:
+class Dropout(Layer):
     """In training, zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
 
     Raises
@@ -229,24 +237,12 @@ class Dropout:
     """
 
     rate: float
+    takes = ("dropout_seed",)
 
     def __post_init__(self) -> None:
         check_rate("rate", self.rate)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """No parameters."""
-        return {}
-
-    def init(
-        self,
-        seed: Seed,
-        *,
-        backend: str = "numpy",
-        device: str | None = None,
-        dtype: str = "float32",
-    ) -> Params:
-        """Return no parameters."""
+    def _drawn(self, seed: Seed) -> dict[str, Any]:
         return {}
 
     def __call__(self, params: Params, x: Array) -> Array:

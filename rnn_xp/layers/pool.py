@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from rnn_xp.backend import (
     on_its_device,
     sum_of_rows,
 )
+from rnn_xp.layers.base import Cache, Layer, Params
 from rnn_xp.layers.checks import (
     check_cache,
     check_flag,
@@ -25,23 +27,11 @@ from rnn_xp.layers.checks import (
 )
 from rnn_xp.random import Seed
 
-Params = dict[str, Array]
 KINDS = ("mean", "last")
 
 
-@dataclass
-class Cache:
-    """What `forward` keeps for one `backward`."""
-
-    layer: Pool
-    weights: Array
-    shape: tuple[int, ...]
-    like: Array
-    used: bool = False
-
-
 @dataclass(frozen=True)
-class Pool:
+class Pool(Layer):
     """One vector for each sequence: Σ_t w_t x_t over its valid steps.
 
     Parameters
@@ -60,26 +50,14 @@ class Pool:
 
     kind: str = "mean"
     bidirectional: bool = False
+    takes = ("lengths",)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         check_flag("bidirectional", self.bidirectional)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """No parameters."""
-        return {}
-
-    def init(
-        self,
-        seed: Seed,
-        *,
-        backend: str = "numpy",
-        device: str | None = None,
-        dtype: str = "float32",
-    ) -> Params:
-        """Return no parameters."""
+    def _drawn(self, seed: Seed) -> dict[str, Any]:
         return {}
 
     def __call__(
@@ -124,7 +102,7 @@ class Pool:
         check_cache(self, cache)
         check_given("dy", dy, cache.shape[1:], cache.like)
         use_once(cache)
-        return {}, dy[None, :, :] * cache.weights
+        return {}, dy[None, :, :] * cache.kept
 
     def _weights(self, x: Array, lengths: Sequence[int] | Array | None) -> Array:
         """Return w, (T, B, 1), or (T, B, F) where it depends on the direction."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from rnn_xp.backend import Array, Namespace, Operations
-from rnn_xp.cells.base import Cell, Chunk, Folded, Weights
+from rnn_xp.backend import Array, Namespace
+from rnn_xp.cells.base import Cell, Kept, State, Weights, product, split
 from rnn_xp.onnx.activations import Function
 
 
@@ -18,45 +17,14 @@ class AnyCell(Cell):
         self.functions = functions
         self.clip = clip
 
-    def fold(self, xp: Namespace, weights: Weights) -> Folded:
-        bias = None
-        if "bias_ih" in weights:
-            bias = weights["bias_ih"] + weights["bias_hh"]
-            bias = xp.reshape(bias, (self.gates, self.hidden_size, 1))
-        return Folded(weights["weight_ih"], weights["weight_hh"], bias)
-
-    def workspace(self, ops: Operations, like: Array, batch: int) -> tuple[Array, ...]:
-        return ()
-
-    def product(self, ops: Operations, weight: Array, h: Array) -> Array:
-        """Return W h by gates: (n, H, B)."""
-        return ops.xp.reshape(ops.matmul(weight, h), (-1, self.hidden_size, h.shape[1]))
-
-    def factors(self, ops: Operations, weights: Weights, chunk: Chunk) -> list[Array]:
-        raise NotImplementedError("this cell is for inference")
-
-    def step_backward(self, *arguments: Any) -> tuple[Sequence[Array], Sequence[Array]]:
-        raise NotImplementedError("this cell is for inference")
-
 
 class AnyElman(AnyCell):
     """h' = f(W x + R h + b)."""
 
     gates = 1
 
-    def step(
-        self,
-        ops: Operations,
-        w: Folded,
-        pre: Array,
-        state: Sequence[Array],
-        out: Sequence[Array],
-        extras: Sequence[Array],
-        work: Sequence[Array],
-    ) -> tuple[Array, Sequence[Array], Sequence[Array]]:
-        a = pre[0, ...] + ops.matmul(w.weight_hh, state[0])
-        h = self.functions[0](ops.xp, a, self.clip)
-        return pre, (ops.copy(h, out=out[0]),), extras
+    def step(self, xp: Namespace, w: Weights, a: Array, state: State) -> tuple[State, Kept]:
+        return (self.functions[0](xp, a + product(w, "hh", state[0]), self.clip),), ()
 
 
 class AnyLSTM(AnyCell):
@@ -76,42 +44,34 @@ class AnyLSTM(AnyCell):
     state = ("h", "c")
 
     def __init__(
-        self, hidden_size: int, functions: Sequence[Function], clip: float | None, coupled: bool
+        self,
+        hidden_size: int,
+        functions: Sequence[Function],
+        clip: float | None,
+        coupled: bool,
+        peephole: bool,
     ) -> None:
         super().__init__(hidden_size, functions, clip)
-        self.coupled = coupled
+        self.coupled, self.peephole = coupled, peephole
 
-    def fold(self, xp: Namespace, weights: Weights) -> Folded:
-        folded = super().fold(xp, weights)
-        if "weight_peephole" not in weights:
-            return folded
-        peephole = xp.reshape(weights["weight_peephole"], (3, self.hidden_size, 1))
-        return folded._replace(extra=tuple(peephole[k, ...] for k in range(3)))
+    def shapes(self, input_size: int, bias: bool) -> dict[str, tuple[int, ...]]:
+        own = {"weight_peephole": (3, self.hidden_size)} if self.peephole else {}
+        return super().shapes(input_size, bias) | own
 
-    def step(
-        self,
-        ops: Operations,
-        w: Folded,
-        pre: Array,
-        state: Sequence[Array],
-        out: Sequence[Array],
-        extras: Sequence[Array],
-        work: Sequence[Array],
-    ) -> tuple[Array, Sequence[Array], Sequence[Array]]:
-        xp, clip = ops.xp, self.clip
-        gate, candidate, output = self.functions
+    def step(self, xp: Namespace, w: Weights, a: Array, state: State) -> tuple[State, Kept]:
+        (gate, candidate, output), clip = self.functions, self.clip
         h, c = state
-        a = pre + self.product(ops, w.weight_hh, h)
-        a_i, a_f, a_g, a_o = (a[k, ...] for k in range(4))
-        if w.extra:
-            a_i, a_f = a_i + w.extra[0] * c, a_f + w.extra[1] * c
+        a_i, a_f, a_g, a_o = split(a + product(w, "hh", h), 4)
+        if self.peephole:
+            a_i, a_f = (
+                a_i + w["weight_peephole"][0, ...] * c,
+                a_f + w["weight_peephole"][1, ...] * c,
+            )
         i = gate(xp, a_i, clip)
         f = 1.0 - i if self.coupled else gate(xp, a_f, clip)
         c = f * c + i * candidate(xp, a_g, clip)
-        if w.extra:
-            a_o = a_o + w.extra[2] * c
-        h = gate(xp, a_o, clip) * output(xp, c)
-        return pre, (ops.copy(h, out=out[0]), ops.copy(c, out=out[1])), extras
+        o = gate(xp, a_o + w["weight_peephole"][2, ...] * c if self.peephole else a_o, clip)
+        return (o * output(xp, c), c), ()
 
 
 class AnyGRU(AnyCell):
@@ -128,36 +88,14 @@ class AnyGRU(AnyCell):
         super().__init__(hidden_size, functions, clip)
         self.reset_after = reset_after
 
-    def fold(self, xp: Namespace, weights: Weights) -> Folded:
-        folded = super().fold(xp, weights)
-        if not self.reset_after or "bias_hh" not in weights:
-            return folded
-        # b_hn stands inside the reset product; the two others join the input's biases.
-        b_in = xp.reshape(weights["bias_ih"], (3, -1, 1))[2:, ...]
-        b_hn = xp.reshape(weights["bias_hh"], (3, -1, 1))[2, ...]
-        bias = xp.concat((folded.bias[:2, ...], b_in), axis=0)
-        return folded._replace(bias=bias, extra=(b_hn,))
-
-    def step(
-        self,
-        ops: Operations,
-        w: Folded,
-        pre: Array,
-        state: Sequence[Array],
-        out: Sequence[Array],
-        extras: Sequence[Array],
-        work: Sequence[Array],
-    ) -> tuple[Array, Sequence[Array], Sequence[Array]]:
-        xp, clip, split = ops.xp, self.clip, 2 * self.hidden_size
-        gate, candidate = self.functions
-        (h,) = state
-        weight_rz, weight_n = w.weight_hh[:split, :], w.weight_hh[split:, :]
-        rz = gate(xp, pre[:2, ...] + self.product(ops, weight_rz, h), clip)
-        r, z = rz[0, ...], rz[1, ...]
+    def step(self, xp: Namespace, w: Weights, a: Array, state: State) -> tuple[State, Kept]:
+        (gate, candidate), clip, (h,) = self.functions, self.clip, state
+        a_r, a_z, a_n = split(a, 3)
+        q_r, q_z, q_n = split(product(w, "hh", h), 3)
+        r, z = gate(xp, a_r + q_r, clip), gate(xp, a_z + q_z, clip)
         if self.reset_after:
-            q = ops.matmul(weight_n, h)
-            through = r * (q + w.extra[0] if w.extra else q)
+            through = r * q_n
         else:
-            through = ops.matmul(weight_n, r * h)
-        n = candidate(xp, pre[2, ...] + through, clip)
-        return pre, (ops.copy((1.0 - z) * n + z * h, out=out[0]),), extras
+            _, _, through = split(product(w, "hh", r * h), 3)
+        n = candidate(xp, a_n + through, clip)
+        return ((1.0 - z) * n + z * h,), ()

@@ -13,9 +13,10 @@ import numpy as np
 from rnn_xp.backend import Array, dtype_name, to_numpy
 from rnn_xp.files import replace_file
 from rnn_xp.layers import GRU, LSTM, RNN, Dropout, Embedding, Linear, Pool
+from rnn_xp.layers.base import Layer
 from rnn_xp.layers.checks import check_params
 from rnn_xp.layers.recurrent import Recurrent
-from rnn_xp.models import Chain, Layer
+from rnn_xp.models import Chain
 from rnn_xp.onnx.errors import OnnxError, import_onnx
 from rnn_xp.onnx.graph import Graph, HostArray, Value
 from rnn_xp.onnx.nodes import Proto
@@ -156,7 +157,7 @@ class _Writer:
         operator, attributes = _operator_of(prefix, layer)
         if layer.bidirectional:
             attributes["direction"] = "bidirectional"
-        before = [self._initial(prefix, layer, part) for part in layer.cell.state]
+        before = [self._initial(prefix, layer, part) for part in layer.equations.state]
         after: list[list[str]] = [[] for _ in before]
         name = x.name
         for level in range(layer.num_layers):
@@ -172,7 +173,7 @@ class _Writer:
             flat = graph.integers(0, 0, directions * layer.hidden_size)
             name = graph.node("Reshape", [name, flat])
         if self.states:
-            for part, names in zip(layer.cell.state, after, strict=True):
+            for part, names in zip(layer.equations.state, after, strict=True):
                 whole = names[0] if len(names) == 1 else graph.node("Concat", names, axis=0)
                 self.last[f"{prefix}{part}n"] = Value(whole, _state_shape(layer))
         return Value(name, (*x.shape[:-1], layer.output_size))
@@ -268,7 +269,7 @@ def _operator_of(prefix: str, layer: Recurrent) -> tuple[str, dict[str, Any]]:
     if isinstance(layer, LSTM) and not layer.proj_size:
         return "LSTM", {}
     size = getattr(layer, "proj_size", 0)
-    what = f"has proj_size={size}" if size else f"is a {type(layer).__name__}"
+    what = f"has proj_size={size}" if size else f"is of the cell {type(layer.equations).__name__}"
     raise OnnxError(f"{_shown(prefix)} {what}, which ONNX has no node for")
 
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rnn_xp.accelerate import Engine, engine
+from rnn_xp import cells
 from rnn_xp.backend import (
     Array,
     Backend,
     Namespace,
     dtype_name,
     is_floating,
-    operations,
     to_numpy,
 )
-from rnn_xp.cells import make_cell
 from rnn_xp.cells.base import Cell, Weights
+from rnn_xp.engines import Engine, Ragged, Stack, engine
 from rnn_xp.onnx.activations import Function, functions
 from rnn_xp.onnx.cells import AnyElman, AnyGRU, AnyLSTM
-from rnn_xp.recurrence import Loop, Ragged
 
 # Of each gate of ours (LSTM: i f g o, GRU: r z n) its place in ONNX's order (i o f c, z r h), and
 # the other way round.
@@ -36,7 +34,7 @@ ATTRIBUTES = (
     "hidden_size",
     "layout",
 )
-Folds = list[tuple[Cell, Engine, Any]]
+Folds = list[tuple[Stack, Engine, list[Any]]]
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _PLAIN = {"RNN": ("tanh",), "LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
 
@@ -98,14 +96,16 @@ class RecurrentNode:
             self.prepared = self._fold({key: constants[name] for key, name in named.items()})
 
     def _fold(self, arrays: Mapping[str, Array]) -> Folds:
-        """Return cell, engine and folded weights of each direction."""
-        hidden = self._check_weights(arrays)
+        """Return what runs each direction: its stack, its engine and the prepared weights."""
+        hidden, size = self._check_weights(arrays), arrays["W"].shape[2]
         folds = []
         for d, each in enumerate(self.functions):
             cell = self._cell(hidden, each, peephole="P" in arrays)
+            reverse = d == 1 or self.direction == "reverse"
+            stack = Stack(cell, size, "B" in arrays, reverse=(reverse,))
             chosen = engine(cell, arrays["W"])
-            weights = chosen.fold(cell, self.backend.xp, [self._weights(arrays, d)])
-            folds.append((cell, chosen, weights))
+            own = {f"{name}_l0": a for name, a in self._weights(arrays, d).items()}
+            folds.append((stack, chosen, chosen.prepare(stack, own)))
         return folds
 
     def _check_weights(self, arrays: Mapping[str, Array]) -> int:
@@ -151,15 +151,15 @@ class RecurrentNode:
         plain = self.clip is None and not self.coupled
         if self.operator == "RNN":
             if plain and names[0] in ("tanh", "relu"):
-                return make_cell(f"rnn_{names[0]}", hidden)
+                return (cells.Elman if names[0] == "tanh" else cells.ReluElman)(hidden)
             return AnyElman(hidden, chosen, self.clip)
         plain = plain and names == _PLAIN[self.operator]
         if self.operator == "LSTM":
             if plain:
-                return make_cell("lstm_peephole" if peephole else "lstm", hidden)
-            return AnyLSTM(hidden, chosen, self.clip, self.coupled)
+                return (cells.PeepholeLSTM if peephole else cells.LSTM)(hidden)
+            return AnyLSTM(hidden, chosen, self.clip, self.coupled, peephole)
         if plain:
-            return make_cell("gru" if self.reset_after else "gru_reset_before", hidden)
+            return (cells.GRU if self.reset_after else cells.ResetBeforeGRU)(hidden)
         return AnyGRU(hidden, chosen, self.clip, self.reset_after)
 
     # A run
@@ -174,16 +174,14 @@ class RecurrentNode:
         """
         given = {k: a for k, a in zip(_INPUTS, inputs, strict=False) if a is not None}
         folds = self.prepared or self._fold(given)
-        ops = operations(self.backend.xp)
         x = self._input(given["X"], given["W"])
         ragged = _ragged(given.get("sequence_lens"), x)
-        first = folds[0][0]
+        first = folds[0][0].cell
         parts = [self._initial(given, part, x, first) for part in first.state]
         outputs, states = [], []
-        for d, (cell, chosen, weights) in enumerate(folds):
+        for d, (stack, chosen, weights) in enumerate(folds):
             state = [None if part is None else part[d : d + 1, ...] for part in parts]
-            loop = Loop(cell, ops, ragged, reverse=d == 1 or self.direction == "reverse")
-            y, last, _ = chosen.run((loop,), weights, x, state, keep=False)
+            y, last, _ = chosen.run(stack, weights, x, state, ragged=ragged)
             outputs.append(y)
             states.append(last)
         return self._arranged(outputs, states)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp.backend import Array, Backend, to_numpy
-from rnn_xp.layers import LSTM, Recurrent
+from rnn_xp.layers import Recurrent
 from rnn_xp.models import Chain, Params
 from rnn_xp.text import Codes, TextError, Vocabulary
 
@@ -33,12 +33,8 @@ class Place(NamedTuple):
 
 def places(model: Chain) -> list[Place]:
     """Return every level of every recurrent layer, in the order in which they run."""
-    return [
-        Place(name, level)
-        for name, layer in model.layers
-        if isinstance(layer, Recurrent)
-        for level in range(layer.num_layers)
-    ]
+    found: list[tuple[str, Any]] = [each for each in model.layers if each[1].has_state]
+    return [Place(name, level) for name, layer in found for level in range(layer.num_layers)]
 
 
 def find_place(model: Chain, name: str | None = None) -> Place:
@@ -61,8 +57,9 @@ def find_place(model: Chain, name: str | None = None) -> Place:
 
 def split(model: Chain, name: str) -> tuple[Chain, Recurrent, Chain]:
     """Return what stands before a recurrent layer, the layer, and what stands after it."""
+    layer: Any
     for k, (other, layer) in enumerate(model.layers):
-        if other == name and isinstance(layer, Recurrent):
+        if other == name and layer.has_state:
             return Chain(model.layers[:k]), layer, Chain(model.layers[k + 1 :])
     raise ValueError(f"the model has no recurrent layer {name!r}")
 
@@ -124,14 +121,16 @@ def hidden_units(
 
 def _cell_states(layer: Recurrent, params: Params, x: Array) -> HostArray:
     """Return c of the last level (T, H) after every step of x (T, 1, I)."""
-    if not isinstance(layer, LSTM):
-        raise ValueError(f"a {type(layer).__name__} has no cell state c: only an LSTM has one")
+    parts = layer.equations.state
+    if "c" not in parts:
+        name = type(layer.equations if type(layer) is Recurrent else layer).__name__
+        raise ValueError(f"a {name} has no cell state c: only an LSTM has one")
     if layer.bidirectional:
         raise ValueError("c is shown of layers of one direction only, and this one has two")
     prepared, state, values = layer.prepare(params), None, []
     for t in range(x.shape[0]):
         _, state = layer(prepared, x[t : t + 1, ...], state)
-        values.append(to_numpy(state[1][-1, 0, :]))
+        values.append(to_numpy(state[parts.index("c")][-1, 0, :]))
     return np.stack(values)
 
 

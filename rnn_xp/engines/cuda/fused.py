@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnn_xp.backend import Array, Namespace, Operations
-from rnn_xp.cells import CELLS
-from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.recurrence import Loop, Ragged, zero_rows
+from rnn_xp.backend import Array, Namespace, array_namespace
+from rnn_xp.cells import GRU, LSTM, Cell, Elman, ReluElman, ResetBeforeGRU
+from rnn_xp.cells.base import Weights
+from rnn_xp.recurrence import Loop, zeroed
 
 Kernel = Callable[..., Any]
 """As `cupy.RawKernel`: (grid, block, arguments), 0 for a null pointer."""
@@ -46,16 +46,22 @@ class Kind(NamedTuple):
     """Gates of da of the product with h, where it is not that of the product with x."""
     carries: bool = False
     """Whether a part of dh passes by the products."""
+    extra: bool = False
+    """Whether it keeps q or u."""
 
 
 # By the cells' types.
 _KINDS: dict[Any, Kind] = {
-    CELLS["rnn_tanh"]: Kind(("tanh_forward",), ("tanh_backward",)),
-    CELLS["rnn_relu"]: Kind(("relu_forward",), ("relu_backward",)),
-    CELLS["lstm"]: Kind(("lstm_forward",), ("lstm_backward",)),
-    CELLS["gru"]: Kind(("gru_forward",), ("gru_backward",), 3, True),
-    CELLS["gru_reset_before"]: Kind(
-        ("reset_forward", "candidate_forward"), ("candidate_backward", "reset_backward"), 2, True
+    Elman: Kind(("tanh_forward",), ("tanh_backward",)),
+    ReluElman: Kind(("relu_forward",), ("relu_backward",)),
+    LSTM: Kind(("lstm_forward",), ("lstm_backward",)),
+    GRU: Kind(("gru_forward",), ("gru_backward",), 3, True, True),
+    ResetBeforeGRU: Kind(
+        ("reset_forward", "candidate_forward"),
+        ("candidate_backward", "reset_backward"),
+        2,
+        True,
+        True,
     ),
 }
 
@@ -100,7 +106,7 @@ class Made(NamedTuple):
 
 
 class Fused:
-    """The engine of one direction: see `Recurrence`.
+    """The kernels of one direction: as the functions of `recurrence`.
 
     Parameters
     ----------
@@ -115,10 +121,6 @@ class Fused:
         """Tell whether there are kernels for this cell and dtype."""
         return type(cell) in _KINDS and dtype.char in NAMES
 
-    def fold(self, cell: Cell, xp: Namespace, weights: Weights) -> Weights:
-        """Return the weights, each row contiguous."""
-        return {name: xp.ascontiguousarray(a) for name, a in weights.items()}
-
     def run(
         self,
         loop: Loop,
@@ -129,21 +131,20 @@ class Fused:
         keep: bool,
     ) -> tuple[Array, Sequence[Array], Kept | None]:
         """Run the cell over x; see `recurrence.run`."""
-        cell, ops, ragged, _ = loop
-        if ragged is not None:
-            x = zero_rows(ops, ragged.valid, x)
-        kept = self.room(cell, ops, x, keep=keep)
-        y = ops.buffer((*x.shape[:2], cell.hidden_size), x)
+        cell, xp, valid, _ = loop
+        x = zeroed(xp, valid, x)
+        kept = self.room(cell, xp, x, keep=keep)
+        y = blank((*x.shape[:2], cell.hidden_size), x)
         last = self.run_into(loop, w, kept, state, y, keep=keep)
         return y, last, kept if keep else None
 
-    def room(self, cell: Cell, ops: Operations, x: Array, *, keep: bool) -> Kept:
+    def room(self, cell: Cell, xp: Namespace, x: Array, *, keep: bool) -> Kept:
         """Return the arrays that a run over x (T, B, I) fills."""
         steps, batch, inputs = x.shape
         shape = steps, batch, cell.hidden_size
-        states = [self._rows(ops, k, shape, x, keep=keep) for k in range(len(cell.state))]
-        gates = ops.buffer((steps * batch, cell.gates * cell.hidden_size), x)
-        extra = self._extra(ops, cell, shape, x, keep=keep)
+        states = [self._rows(k, shape, x, keep=keep) for k in range(len(cell.state))]
+        gates = blank((steps * batch, cell.gates * cell.hidden_size), x)
+        extra = self._extra(cell, shape, x, keep=keep)
         return Kept(x.reshape(steps * batch, inputs), gates, *pair(states), extra)
 
     def run_into(
@@ -157,31 +158,31 @@ class Fused:
         keep: bool,
     ) -> list[Array]:
         """Run the cell over `kept.x`, zero where no step counts; return the last state."""
-        loop.ops.xp.dot(kept.x, w["weight_ih"].T, out=kept.gates)
+        loop.xp.dot(kept.x, w["weight_ih"].T, out=kept.gates)
         return self._forward(loop, w, kept, state, y, keep=keep)
 
-    def _rows(
-        self, ops: Operations, part: int, shape: tuple[int, ...], like: Array, *, keep: bool
-    ) -> Array | None:
+    def _rows(self, part: int, shape: tuple[int, ...], like: Array, *, keep: bool) -> Array | None:
         """Return an array for h or c of (T, B, H): of all steps, or of one at a time."""
         steps, *state = shape
-        return ops.buffer((steps + 1 if keep else 1, *state), like)
+        return blank((steps + 1 if keep else 1, *state), like)
 
     def _extra(
-        self, ops: Operations, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
+        self, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
     ) -> Array | None:
         """Return an array for q or u of a cell that has one."""
         steps, *state = shape
-        return ops.buffer((steps if keep else 1, *state), like) if cell.extras else None
+        if not keeps_extra(cell):
+            return None
+        return blank((steps if keep else 1, *state), like)
 
-    def made(self, cell: Cell, ops: Operations, kept: Kept, dy: Array) -> Made:
+    def made(self, cell: Cell, kept: Kept, dy: Array) -> Made:
         """Return the arrays that a backward run fills with gradients of the pre-activations."""
         kind, (steps, batch, hidden) = _KINDS[type(cell)], dy.shape
         made = Made(kept.gates, kept.gates, None)
         if kind.blocks_hh:
-            made = made._replace(hh=ops.buffer((steps * batch, kind.blocks_hh * hidden), dy))
+            made = made._replace(hh=blank((steps * batch, kind.blocks_hh * hidden), dy))
         if len(kind.backward) == 2:
-            made = made._replace(u=ops.buffer((steps * batch, hidden), dy))
+            made = made._replace(u=blank((steps * batch, hidden), dy))
         return made
 
     def _forward(
@@ -195,19 +196,18 @@ class Fused:
         keep: bool,
     ) -> list[Array]:
         """Run all steps from a state on; return the last one."""
-        cell, ops, ragged, reverse = loop
+        cell, xp, valid, reverse = loop
         steps, batch, hidden = y.shape
         parts = [rows for rows in (kept.h, kept.c) if rows is not None]
         for rows, part in zip(parts, state, strict=True):
             rows[-1 if reverse else 0, ...] = 0 if part is None else part
         kernels = self._named(_KINDS[type(cell)].forward, y)
+        operands: list[Any] = [kept.h, kept.extra][: len(kernels)]
         stages = [
-            (kernel, ops.unstack(rows), weight.T, ops.buffer((batch, weight.shape[0]), y))
-            for kernel, rows, weight in zip(
-                kernels, (kept.h, kept.extra)[: len(kernels)], _blocks(cell, w), strict=True
-            )
+            (kernel, tuple(rows), weight.T, blank((batch, weight.shape[0]), y))
+            for kernel, rows, weight in zip(kernels, operands, _blocks(cell, w), strict=True)
         ]
-        given = pointers(valid(ragged), w.get("bias_ih"), w.get("bias_hh"))
+        given = pointers(valid, w.get("bias_ih"), w.get("bias_hh"))
         made = pointers(*kept[1:], y)
         grid, block = _threads(batch, hidden)
         after = steps if reverse and keep else 0
@@ -215,10 +215,10 @@ class Fused:
             before, slot = after, k if keep else 0
             after = (k if reverse else k + 1) if keep else 0
             for (kernel, rows, weight, total), row in zip(stages, (before, slot), strict=False):
-                ops.xp.dot(rows[row], weight, out=total)
+                xp.dot(rows[row], weight, out=total)
                 kernel(grid, block, (hidden, k, before, after, slot, *given, total, *made))
         last = [rows[after, ...] for rows in parts]
-        return [ops.copy(a, out=ops.buffer((batch, hidden), y)) for a in last] if keep else last
+        return [copied(a) for a in last] if keep else last
 
     def run_backward(
         self,
@@ -229,14 +229,13 @@ class Fused:
         dstate: Sequence[Array | None],
     ) -> tuple[Weights, Array, Sequence[Array]]:
         """Run the cell backward through time; see `recurrence.run_backward`."""
-        cell, ops, _, reverse = loop
-        w = self.fold(cell, ops.xp, weights)
-        made = self.made(cell, ops, kept, dy)
-        dx = ops.buffer((*dy.shape[:2], kept.x.shape[1]), dy)
+        cell, xp, _, reverse = loop
+        made = self.made(cell, kept, dy)
+        dx = blank((*dy.shape[:2], kept.x.shape[1]), dy)
         first = self.run_backward_into(
-            loop, w, kept, made, ops.xp.ascontiguousarray(dy), dstate, dx
+            loop, weights, kept, made, xp.ascontiguousarray(dy), dstate, dx
         )
-        return gradients(ops, w, kept, made, reverse=reverse), dx, first
+        return gradients(xp, weights, kept, made, reverse=reverse), dx, first
 
     def run_backward_into(
         self,
@@ -249,9 +248,9 @@ class Fused:
         dx: Array,
     ) -> list[Array]:
         """Run the cell backward, dy contiguous; return the gradients of the first state."""
-        first = [loop.ops.buffer(tuple(dy.shape[1:]), dy) for _ in dstate]
+        first = [blank(tuple(dy.shape[1:]), dy) for _ in dstate]
         self._backward(loop, w, kept, dy, dstate, first, made)
-        loop.ops.xp.dot(made.ih, w["weight_ih"], out=dx.reshape(-1, dx.shape[2]))
+        loop.xp.dot(made.ih, w["weight_ih"], out=dx.reshape(-1, dx.shape[2]))
         return first
 
     def _backward(
@@ -265,33 +264,38 @@ class Fused:
         made: Made,
     ) -> None:
         """Run all steps from `dlast` on; fill `dstate`, before the first one, and `made`."""
-        cell, ops, ragged, reverse = loop
+        cell, xp, valid, reverse = loop
         steps, batch, hidden = dy.shape
         for part, given in zip(dstate, dlast, strict=True):
             part[...] = 0 if given is None else given
         carry = None
-        if _KINDS[type(cell)].carries or ragged is not None:
-            carry = ops.xp.zeros((batch, hidden), dtype=dy.dtype)
+        if _KINDS[type(cell)].carries or valid is not None:
+            carry = xp.zeros((batch, hidden), dtype=dy.dtype)
         kernels = self._named(_KINDS[type(cell)].backward, dy)
         # Of two products, the step's second one is the first here.
         operands = [a.reshape(steps, batch, -1) for a in (made.u, made.hh) if a is not None]
         stages = [
-            (kernel, ops.unstack(rows), weight)
+            (kernel, tuple(rows), weight)
             for kernel, rows, weight in zip(kernels, operands, _blocks(cell, w)[::-1], strict=True)
         ]
-        arguments = pointers(valid(ragged), dy, *kept[1:], *pair(dstate), carry, made.hh, made.u)
+        arguments = pointers(valid, dy, *kept[1:], *pair(dstate), carry, made.hh, made.u)
         grid, block = _threads(batch, hidden)
         for k in range(steps) if reverse else reversed(range(steps)):
             before, after = (k + 1, k) if reverse else (k, k + 1)
             for kernel, rows, weight in stages:
                 kernel(grid, block, (hidden, k, before, after, *arguments))
-                ops.xp.dot(rows[k], weight, out=dstate[0])
+                xp.dot(rows[k], weight, out=dstate[0])
         if carry is not None:
-            ops.add(dstate[0], carry, out=dstate[0])
+            xp.add(dstate[0], carry, out=dstate[0])
 
     def _named(self, names: Sequence[str], like: Array) -> list[Kernel]:
         kernels = self._kernels(NAMES[like.dtype.char])
         return [kernels(name) for name in names]
+
+
+def keeps_extra(cell: Cell) -> bool:
+    """Tell whether a run of the cell keeps q or u."""
+    return _KINDS[type(cell)].extra
 
 
 def pair(parts: Sequence[Array]) -> tuple[Array, Array | None]:
@@ -307,9 +311,16 @@ def _blocks(cell: Cell, w: Weights) -> list[Array]:
     return [weight[:split, :], weight[split:, :]]
 
 
-def valid(ragged: Ragged | None) -> Array | None:
-    """Return which steps count, (T, B), as the kernels take it."""
-    return None if ragged is None else ragged.valid
+def blank(shape: tuple[int, ...], like: Array) -> Array:
+    """Return an array to write into, with the dtype of `like`."""
+    return array_namespace(like=like).ndarray(shape, like.dtype)  # `empty` asks for it longer
+
+
+def copied(a: Array) -> Array:
+    """Return a copy."""
+    made = blank(a.shape, a)
+    made[...] = a
+    return made
 
 
 def pointers(*arrays: Array | None) -> tuple[Any, ...]:
@@ -323,9 +334,9 @@ def _threads(batch: int, hidden: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     return (batch, -(-hidden // threads)), (threads,)
 
 
-def gradients(ops: Operations, w: Weights, kept: Kept, made: Made, *, reverse: bool) -> Weights:
+def gradients(xp: Namespace, w: Weights, kept: Kept, made: Made, *, reverse: bool) -> Weights:
     """Return the gradients of all weights, summed over time and batch."""
-    xp, h = ops.xp, kept.h
+    h = kept.h
     before = (h[1:, ...] if reverse else h[:-1, ...]).reshape(-1, h.shape[2])
     found = {
         "weight_ih": xp.dot(made.ih.T, kept.x),

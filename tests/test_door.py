@@ -1,9 +1,12 @@
-"""Layers on plain arguments, run without a check of Python's: the same bits."""
+"""Layers on arguments that nobody has checked, and on checked ones: the same bits."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +15,8 @@ import numpy as np
 import pytest
 
 from rnn_xp import LSTM
-from rnn_xp.accelerate import native
 from rnn_xp.doctor.parity import CELLS
+from rnn_xp.engines import native
 from rnn_xp.layers import Recurrent
 
 pytestmark = pytest.mark.skipif(
@@ -24,32 +27,42 @@ pytestmark = pytest.mark.skipif(
 SIZES = ((1, 1, 1, 1), (1, 1, 5, 37), (6, 3, 4, 16), (9, 40, 7, 130))
 
 
+@contextmanager
+def door(*, shut: bool = False) -> Iterator[list[bool]]:
+    """Yield, for each call, whether the kernels took its arguments as they were; or `shut` it."""
+    taken: list[bool] = []
+    attempt = native.Native.attempt
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        done = None if shut else attempt(*args, **kwargs)
+        taken.append(done is not None)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native.Native, "attempt", watched)
+        if shut:
+            patch.setattr(native.Native, "attempt_backward", lambda *_: None)
+        yield taken
+
+
 class Pair:
-    """A prepared layer, with the way at once and without it."""
+    """A prepared layer, through the door and with it shut."""
 
     def __init__(self, layer: Recurrent, dtype: str = "float32") -> None:
         self.layer = layer
-        self.prepared: Any = layer.prepare(layer.init(0, dtype=dtype))
-        self.slow = self.prepared._replace(at_once=None)
-        self.taken: list[bool] = []
-        self.quick = self.prepared
-        if self.prepared.at_once is not None:
-            self.quick = self.prepared._replace(at_once=self._seen)
-
-    def _seen(self, x: Any, state: Any) -> Any:
-        done = self.prepared.at_once(x, state)
-        self.taken.append(done is not None)
-        return done
+        self.prepared = layer.prepare(layer.init(0, dtype=dtype))
 
     def same(self, x: Any, state: Any = None, **options: Any) -> bool:
-        """Assert that both give the same; tell whether it was run at once."""
-        self.taken.clear()
-        found, expected = (self.layer(p, x, state, **options) for p in (self.quick, self.slow))
+        """Assert that both give the same; tell whether the arguments were taken as they were."""
+        with door() as taken:
+            found = self.layer(self.prepared, x, state, **options)
+        with door(shut=True):
+            expected = self.layer(self.prepared, x, state, **options)
         for a, b in zip(flat(found), flat(expected), strict=True):
             assert type(a) is type(b)
             assert (a.shape, a.dtype, a.flags.writeable) == (b.shape, b.dtype, True)
             np.testing.assert_array_equal(a, b)
-        return self.taken == [True]
+        return taken == [True]
 
 
 def flat(value: Any) -> list[Any]:
@@ -95,13 +108,15 @@ def test_what_is_not_plain_goes_the_other_way() -> None:
     assert pair.same(x, (h, h))
     for other in (x[:, 0], wide, x[::-1]):
         assert not pair.same(other)
-    with pytest.raises(TypeError, match="must be a plain array, got test_at_once Other"):
+    assert pair.same(np.ones((3, 2, 8), np.float32)[..., 4:])  # rows at one distance
+    with pytest.raises(TypeError, match="must be a plain array, got test_door Other"):
         pair.same(x.view(Other))
     for state in ([h, h], (h, h[..., ::-1])):
         assert not pair.same(x, state)
     assert not pair.same(x, lengths=[3, 1])
-    for layer in (LSTM(4, 6, 2), LSTM(4, 6, bidirectional=True), LSTM(4, 6, peephole=True)):
-        assert Pair(layer).prepared.at_once is None
+    for layer in (LSTM(4, 6, 2), LSTM(4, 6, peephole=True)):
+        assert not Pair(layer).same(x)
+    assert Pair(LSTM(4, 6, bidirectional=True)).same(x)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +138,10 @@ def test_what_is_not_plain_goes_the_other_way() -> None:
 )
 def test_what_is_wrong_is_said_as_ever(x: Any, state: Any, error: Any, said: str) -> None:
     layer = LSTM(4, 6)
-    prepared: Any = layer.prepare(layer.init(0))
-    assert prepared.at_once(x, state) is None
-    with pytest.raises(error, match=said):
+    prepared = layer.prepare(layer.init(0))
+    with door() as taken, pytest.raises(error, match=said):
         layer(prepared, x, state)
+    assert taken == [False]
 
 
 def test_no_reference_is_kept() -> None:
@@ -134,7 +149,7 @@ def test_no_reference_is_kept() -> None:
     prepared: Any = layer.prepare(layer.init(0))
     x, h, c = (np.ones(shape, np.float32) for shape in ((1, 2, 4), (1, 2, 6), (1, 2, 6)))
     state = (h, c)
-    held = (x, h, c, state, prepared.like.dtype, np.empty, prepared.levels[0][0][0])
+    held = (x, h, c, state, x.dtype, np.empty, prepared.weights[0])
 
     def counts() -> list[int]:
         return [sys.getrefcount(each) for each in held]
@@ -142,34 +157,13 @@ def test_no_reference_is_kept() -> None:
     before = counts()
     for _ in range(100):
         y, (new_h, new_c) = layer(prepared, x, state)
-        assert prepared.at_once(x, h) is None
-        assert prepared.at_once(x, (h, x)) is None
+        for wrong in (h, (h, x)):
+            run = prepared.engine.attempt
+            assert run(layer.stack, prepared.weights, x, wrong, keep=False) is None
+        del wrong, run
         assert [sys.getrefcount(each) for each in (y, new_h, new_c)] == [4, 4, 4]
         del y, new_h, new_c
     assert counts() == before
-
-
-def test_the_arguments_are_checked() -> None:
-    prepared: Any = LSTM(4, 6).prepare(LSTM(4, 6).init(0))
-    infer, (sizes, threads, packed, empty, dtype) = prepared.at_once.func, prepared.at_once.args
-    x = np.ones((3, 2, 4), np.float32)
-    with pytest.raises(TypeError, match="expected 7 arguments, got 3"):
-        infer(sizes, threads, packed)
-    with pytest.raises(ValueError, match="bytes, expected at least"):
-        infer(sizes, threads, packed[:-1], empty, dtype, x, None)
-    with pytest.raises(ValueError, match="unknown kernels"):
-        infer((*sizes[:6], 0), threads, packed, empty, dtype, x, None)
-    with pytest.raises(TypeError, match="makes other arrays"):
-        infer(sizes, threads, packed, empty, np.dtype("float64"), x, None)
-    with pytest.raises(ZeroDivisionError):
-        infer(sizes, threads, packed, lambda *_: 1 / 0, dtype, x, None)
-
-
-def slow(layer: Recurrent) -> Recurrent:
-    """Return the same layer, that never runs at once."""
-    made = replace(layer)
-    object.__setattr__(made, "_at_once", lambda *_, **__: None)
-    return made
 
 
 class Training:
@@ -185,32 +179,33 @@ class Training:
         self.params = layer.init(0, dtype=dtype)
         self.x = normal(steps, batch, layer.input_size)
         self.dy = normal(steps, batch, layer.hidden_size)
-        parts = [normal(1, batch, layer.hidden_size) for _ in layer.cell.state]
+        parts = [normal(1, batch, layer.hidden_size) for _ in layer.equations.state]
         self.state = parts[0] if len(parts) == 1 else tuple(parts)
 
-    def run(self, layer: Recurrent, **changed: Any) -> tuple[tuple[Any, ...], bool]:
-        """Return all results of a step, and whether it ran at once."""
+    def run(self, **changed: Any) -> tuple[Any, ...]:
+        """Return all results of a step."""
         given = vars(self) | {"dstate": None, "lengths": None, "again": self.params} | changed
         given["again"] = changed.get("again", given["params"])
-        y, state, cache = layer.forward(
+        y, state, cache = self.layer.forward(
             given["params"], given["x"], given["state"], lengths=given["lengths"]
         )
-        at_once = cache.at_once
-        dparams, dx, dstate = layer.backward(given["again"], cache, given["dy"], given["dstate"])
-        assert list(dparams) == list(layer.shapes)
-        return (y, state, *dparams.values(), dx, dstate), at_once
+        dparams, dx, dstate = self.layer.backward(
+            given["again"], cache, given["dy"], given["dstate"]
+        )
+        assert list(dparams) == list(self.layer.shapes)
+        return (y, state, *dparams.values(), dx, dstate)
 
     def same(self, **changed: Any) -> bool:
-        """Assert that both ways give the same; tell whether the forward pass ran at once."""
-        (found, at_once), (expected, never) = (
-            self.run(layer, **changed) for layer in (self.layer, slow(self.layer))
-        )
-        assert not never
+        """Assert that both ways give the same; tell whether the arguments were taken."""
+        with door() as taken:
+            found = self.run(**changed)
+        with door(shut=True):
+            expected = self.run(**changed)
         for a, b in zip(flat(found), flat(expected), strict=True):
             assert type(a) is type(b) is np.ndarray
             assert (a.shape, a.dtype, a.flags.writeable) == (b.shape, b.dtype, True)
             np.testing.assert_array_equal(a, b)
-        return at_once
+        return taken == [True]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -223,10 +218,9 @@ def test_training_gives_the_same_bits(name: str, bias: bool, dtype: str) -> None
         assert case.same()
         assert case.same(state=None)
         assert case.same(dstate=case.state)
-        np.testing.assert_array_equal(
-            layer(case.params, case.x, case.state)[0],
-            slow(layer)(case.params, case.x, case.state)[0],
-        )
+        y, _ = layer(case.params, case.x, case.state)
+        with door(shut=True):
+            np.testing.assert_array_equal(y, layer(case.params, case.x, case.state)[0])
 
 
 def test_training_takes_what_is_not_plain() -> None:
@@ -252,7 +246,7 @@ def test_training_takes_what_is_not_plain() -> None:
         assert not case.same(**changed)
     assert case.same(params=dict(reversed(case.params.items())))
     for layer in (LSTM(4, 6, 2), LSTM(4, 6, peephole=True)):
-        assert not Training(layer, 3, 2).run(layer, state=None)[1]
+        assert not Training(layer, 3, 2).same(state=None)
 
 
 def without(name: str) -> Callable[[Any], Any]:
@@ -285,9 +279,9 @@ def without(name: str) -> Callable[[Any], Any]:
 def test_what_is_wrong_in_training_is_said_as_ever(change: Any, error: Any, said: str) -> None:
     case = Training(LSTM(4, 6), 3, 2)
     given = {k: value(case.params) if callable(value) else value for k, value in change.items()}
-    for layer in (case.layer, slow(case.layer)):
-        with pytest.raises(error, match=said):
-            case.run(layer, **given)
+    for shut in (False, True):
+        with door(shut=shut), pytest.raises(error, match=said):
+            case.run(**given)
 
 
 def test_training_keeps_no_reference() -> None:
@@ -297,45 +291,119 @@ def test_training_keeps_no_reference() -> None:
     def counts() -> list[int]:
         return [sys.getrefcount(each) for each in held]
 
-    case.run(case.layer, dstate=case.state)
+    case.run(dstate=case.state)
     before = counts()
     for _ in range(100):
-        results, at_once = case.run(case.layer, dstate=case.state)
-        assert at_once
+        results = case.run(dstate=case.state)
         arrays = flat(results)
         del results
         assert {sys.getrefcount(arrays[k]) for k in range(len(arrays))} == {2}
         del arrays
         with pytest.raises(ValueError, match="dy must have shape"):
-            case.run(case.layer, dy=case.x)
+            case.run(dy=case.x)
     assert counts() == before
 
 
-def test_the_arguments_of_training_are_checked() -> None:
-    case, runner = Training(LSTM(4, 6), 3, 2), native.choose()
-    assert isinstance(runner, native.Native)
+def test_the_arguments_of_the_kernels_are_checked() -> None:
+    """The module is the last to look before memory is read: it must not trust its caller."""
+    case = Training(LSTM(4, 6), 3, 2)
     kernels, weights = native._kernels, tuple(case.params.values())
-    sizes = (0, 2, 4, 3, 2, 4, 6)
-    start = (sizes, 1, 0, np.ndarray, np.empty, case.x.dtype, weights, case.x)
-    _, _, kept = kernels.forward_at_once(*start, None, np.empty)
-    assert kernels.forward_at_once(*start, None, None)[2] is None
-    assert len(kernels.backward_at_once(*start, kept, case.dy, None)) == 3
-    for call, most in ((kernels.forward_at_once, 10), (kernels.backward_at_once, 11)):
-        with pytest.raises(TypeError, match=f"expected {most} arguments, got 3"):
+    sizes = (0, 2, 4, 4, 6, 0, 1)
+    start = (sizes, 1, 0, np.ndarray, np.empty, case.x.dtype)
+    packed = kernels.pack(*start, weights)
+    y, (h, c), kept = kernels.forward(*start, weights, case.x, None, None, np.empty)
+    assert (y.shape, h.shape, c.shape) == ((3, 2, 6), (1, 2, 6), (1, 2, 6))
+    again = kernels.forward(*start, packed, case.x, None, None, None)
+    np.testing.assert_array_equal(again[0], y)
+    assert again[2] is None
+    calls = {
+        kernels.pack: (weights,),
+        kernels.forward: (weights, case.x, None, None, np.empty),
+        kernels.backward: (weights, case.x, None, kept, case.dy, None),
+    }
+    for call, rest in calls.items():
+        assert call(*start, *rest) is not None
+        with pytest.raises(TypeError, match=f"expected {6 + len(rest)} arguments, got 3"):
             call(*start[:3])
-        rest = (None, np.empty) if most == 10 else (kept, case.dy, None)
-        with pytest.raises(ValueError, match="unknown kernels"):
-            call((9, *sizes[1:]), *start[1:], *rest)
-        with pytest.raises(ValueError, match="expected a type"):
+        for place, wrong in ((0, 9), (1, 9), (2, 2), (3, 0), (4, 2**61), (5, 3), (6, -1)):
+            with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
+                call((*sizes[:place], wrong, *sizes[place + 1 :]), *start[1:], *rest)
+        for wrong_sizes in (sizes[:-1], [*sizes], None):
+            with pytest.raises(ValueError, match="expected a tuple of sizes"):
+                call(wrong_sizes, *start[1:], *rest)
+        with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
             call(*start[:3], np.empty, *start[4:], *rest)
         with pytest.raises(TypeError, match="makes other arrays"):
-            call(*start[:5], np.dtype("float64"), *start[6:], *rest)
+            call(*start[:5], np.dtype("float64"), *rest)
         with pytest.raises(TypeError, match="makes other arrays"):
-            call(*start[:4], lambda _, dtype: np.empty(2, dtype), *start[5:], *rest)
+            call(*start[:4], lambda _, dtype: np.empty(2, dtype), start[5], *rest)
         with pytest.raises(ZeroDivisionError):
-            call(*start[:4], lambda *_: 1 / 0, *start[5:], *rest)
-        for wrong in (list(weights), weights[:3], weights[::-1], (*weights[:3], case.x)):
-            assert call(*start[:6], wrong, case.x, *rest) is None
-    with pytest.raises(ValueError, match="bytes, expected at least"):
-        kernels.backward_at_once(*start, kept[:9], case.dy, None)
-    assert kernels.backward_at_once(*start[:7], case.x[:2], kept, case.dy, None) is None
+            call(*start[:4], lambda *_: 1 / 0, start[5], *rest)
+        for other in (list(weights), weights[:3], weights[::-1], (*weights[:3], case.x), None):
+            assert call(*start, other, *rest[1:]) is None
+
+    def forward(x: Any = case.x, state: Any = None, lengths: Any = None, own: Any = weights) -> Any:
+        return kernels.forward(*start, own, x, state, lengths, None)
+
+    long, h = np.ones((6, 2, 4), "f"), np.ones((1, 2, 6), "f")
+    for x in (case.x.astype("d"), long[..., ::-1], long[::-1], long[:, ::2, :3], case.x[0], None):
+        assert forward(x) is None
+    for x in (long[::2][:, :1], long[:, :1], np.ones((3, 2, 9), "f")[..., 5:]):
+        assert forward(x)[0].shape == (*x.shape[:2], 6)
+    assert forward(np.ones((3, 4, 4), "f")[:, ::2])[0].shape == (3, 2, 6)
+    for state in ((h,), (h, None), (h, h[:, :1]), [h, h], h, (h, h, h)):
+        assert forward(state=state) is None
+    assert forward(state=(h, h)) is not None
+    assert forward(np.array([[1, 3], [0, 2]])) is not None  # in place of one-hot rows
+    for indices in ([[4]], [[-1]], [1, 2], [[[1]]]):
+        assert forward(np.array(indices)) is None
+    assert forward(np.array([[1]], dtype="i")) is None
+    for lengths in ([3, 0], [4, 1], [3], [[3, 1]]):
+        assert forward(lengths=np.array(lengths)) is None
+    assert forward(lengths=np.array([3, 1], dtype="i")) is None
+    assert forward(lengths=np.array([3, 1])) is not None
+    for own in (packed[:-80], packed[:1], packed.astype("d")):
+        assert forward(own=own) is None
+    moved = np.empty(packed.size + 1, "f")[1:]
+    moved[...] = packed  # wherever it lies
+    np.testing.assert_array_equal(forward(own=moved)[0], y)
+
+    def backward(x: Any = case.x, kept: Any = kept, dy: Any = case.dy, dstate: Any = None) -> Any:
+        return kernels.backward(*start, weights, x, None, kept, dy, dstate)
+
+    with pytest.raises(ValueError, match="what the forward pass kept is of another call"):
+        backward(kept=kept[:9])
+    changes: list[dict[str, Any]] = [{"x": case.x[:2]}, {"dy": case.dy[:2]}, {"dy": case.x}]
+    for changed in (*changes, {"dstate": (h,)}):
+        assert backward(**changed) is None
+    assert backward(dstate=(h, None)) is not None
+
+
+def test_two_directions_are_each_alone() -> None:
+    """Each direction's half of y, of its gradients and of its states is its own run's."""
+    layer = LSTM(4, 6, bidirectional=True)
+    params, rng = layer.init(0, dtype="float64"), np.random.default_rng(0)
+    x, dy = rng.standard_normal((5, 3, 4)), rng.standard_normal((5, 3, 12))
+    y, (h, c), cache = layer.forward(params, x)
+    dparams, dx, (dh, dc) = layer.backward(params, cache, dy)
+    one, total = LSTM(4, 6), np.zeros_like(x)
+    for d, (end, order) in enumerate((("", 1), ("_reverse", -1))):
+        own = {name: params[name + end] for name in one.shapes}
+        half = slice(6 * d, 6 * d + 6)
+        y_d, (h_d, c_d), cache = one.forward(own, x[::order])
+        made, dx_d, (dh_d, dc_d) = one.backward(own, cache, dy[::order, :, half])
+        pairs = [(y[..., half], y_d[::order]), (h[d], h_d[0]), (c[d], c_d[0])]
+        pairs += [(dh[d], dh_d[0]), (dc[d], dc_d[0])]
+        pairs += [(dparams[name + end], made[name]) for name in made]
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-14)
+        total += dx_d[::order]
+    np.testing.assert_allclose(dx, total, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("copied", [pickle.loads, copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_what_is_prepared_can_be_copied(copied: Any) -> None:
+    layer = LSTM(4, 6, 2, bidirectional=True)
+    prepared, x = layer.prepare(layer.init(0)), np.ones((5, 3, 4), np.float32)
+    given: Any = pickle.dumps(prepared) if copied is pickle.loads else prepared
+    np.testing.assert_array_equal(layer(copied(given), x)[0], layer(prepared, x)[0])

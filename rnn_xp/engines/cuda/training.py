@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from rnn_xp.accelerate.cuda import fused
-from rnn_xp.accelerate.cuda.fused import Kernels
 from rnn_xp.backend import Array, Namespace
+from rnn_xp.engines.cuda import fused
+from rnn_xp.engines.cuda.fused import Kernels
 
 THREADS = 256
 MOST_BLOCKS = 1024

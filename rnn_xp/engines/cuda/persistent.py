@@ -15,9 +15,12 @@ from functools import cache, lru_cache
 from math import inf
 from typing import Any, NamedTuple
 
-from rnn_xp.accelerate.cuda import fused
-from rnn_xp.accelerate.cuda.fused import Fused, Kept, Kernel, Made
-from rnn_xp.accelerate.cuda.plan import (
+from rnn_xp.backend import Array, Namespace
+from rnn_xp.cells import GRU, LSTM, Cell, Elman, ReluElman, ResetBeforeGRU
+from rnn_xp.cells.base import Weights
+from rnn_xp.engines.cuda import fused
+from rnn_xp.engines.cuda.fused import Fused, Kept, Kernel, Made
+from rnn_xp.engines.cuda.plan import (
     BFLOAT16,
     THREADS,
     Layout,
@@ -28,9 +31,6 @@ from rnn_xp.accelerate.cuda.plan import (
     cost_without,
     plans,
 )
-from rnn_xp.backend import Array, Operations
-from rnn_xp.cells import CELLS
-from rnn_xp.cells.base import Cell, Weights
 from rnn_xp.errors import named_line
 from rnn_xp.recurrence import Loop
 
@@ -48,13 +48,11 @@ class Kind(NamedTuple):
 
 # By the cells' types.
 _KINDS: dict[Any, Kind] = {
-    CELLS["rnn_tanh"]: Kind("tanh", ("forward<Tanh>", "backward<Tanh>"), (1,)),
-    CELLS["rnn_relu"]: Kind("relu", ("forward<Relu>", "backward<Relu>"), (1,)),
-    CELLS["lstm"]: Kind("lstm", ("forward<Lstm>", "backward<Lstm>"), (4,)),
-    CELLS["gru"]: Kind("gru", ("forward<Gru>", "backward<Gru>"), (3,)),
-    CELLS["gru_reset_before"]: Kind(
-        "reset", ("reset_forward<Reset>", "reset_backward<Reset>"), (2, 1)
-    ),
+    Elman: Kind("tanh", ("forward<Tanh>", "backward<Tanh>"), (1,)),
+    ReluElman: Kind("relu", ("forward<Relu>", "backward<Relu>"), (1,)),
+    LSTM: Kind("lstm", ("forward<Lstm>", "backward<Lstm>"), (4,)),
+    GRU: Kind("gru", ("forward<Gru>", "backward<Gru>"), (3,)),
+    ResetBeforeGRU: Kind("reset", ("reset_forward<Reset>", "reset_backward<Reset>"), (2, 1)),
 }
 PARTS = ("forward", "backward")
 NAMES = tuple(f"{kind.name}_all_{part}" for kind in _KINDS.values() for part in PARTS)
@@ -71,7 +69,7 @@ class KernelError(RuntimeError):
 
 
 class Persistent(Fused):
-    """The engine of one direction: see `Recurrence`.
+    """The kernels of one direction: as the functions of `recurrence`.
 
     Parameters
     ----------
@@ -116,27 +114,25 @@ class Persistent(Fused):
         runs = batch and (dtype.char != "E" or limits.capability >= BFLOAT16)
         return cost(*given) if runs else inf, cost_without(*given)
 
-    def _rows(
-        self, ops: Operations, part: int, shape: tuple[int, ...], like: Array, *, keep: bool
-    ) -> Array | None:
+    def _rows(self, part: int, shape: tuple[int, ...], like: Array, *, keep: bool) -> Array | None:
         steps, *state = shape
         if part == 0:
-            return _empty(ops, (steps + 1, *state), like)
-        return super()._rows(ops, part, shape, like, keep=True) if keep else None
+            return _empty((steps + 1, *state), like)
+        return super()._rows(part, shape, like, keep=True) if keep else None
 
     def _extra(
-        self, ops: Operations, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
+        self, cell: Cell, shape: tuple[int, ...], like: Array, *, keep: bool
     ) -> Array | None:
         if len(_KINDS[type(cell)].gates) == 2:
-            return _empty(ops, shape, like)  # u
-        return super()._extra(ops, cell, shape, like, keep=keep) if keep else None
+            return _empty(shape, like)  # u
+        return super()._extra(cell, shape, like, keep=keep) if keep else None
 
-    def made(self, cell: Cell, ops: Operations, kept: Kept, dy: Array) -> Made:
+    def made(self, cell: Cell, kept: Kept, dy: Array) -> Made:
         """Return the arrays that a backward run fills with gradients of the pre-activations."""
         gates, (steps, batch, hidden) = _KINDS[type(cell)].gates, dy.shape
-        hh = _empty(ops, (steps * batch, gates[0] * hidden), dy)
-        u = _empty(ops, (steps * batch, hidden), dy) if len(gates) == 2 else None
-        return Made(kept.gates if cell.extras else hh, hh, u)
+        hh = _empty((steps * batch, gates[0] * hidden), dy)
+        u = _empty((steps * batch, hidden), dy) if len(gates) == 2 else None
+        return Made(kept.gates if fused.keeps_extra(cell) else hh, hh, u)
 
     def _forward(
         self,
@@ -149,10 +145,10 @@ class Persistent(Fused):
         keep: bool,
     ) -> list[Array]:
         """Run all steps from a state on; return the last one."""
-        ops, reverse = loop.ops, loop.reverse
-        last = [ops.buffer(tuple(y.shape[1:]), y) for _ in state]
-        given = (w["weight_hh"], fused.valid(loop.ragged), w.get("bias_ih"), w.get("bias_hh"))
-        arrays = (*given, *_first(ops, state), *kept[1:], y, *fused.pair(last))
+        xp, reverse = loop.xp, loop.reverse
+        last = [fused.blank(tuple(y.shape[1:]), y) for _ in state]
+        given = (w["weight_hh"], loop.valid, w.get("bias_ih"), w.get("bias_hh"))
+        arrays = (*given, *_first(xp, state), *kept[1:], y, *fused.pair(last))
         if keep:  # if the other one cannot be compiled, it is better known now
             self._kernel(loop, 1, y)
         self._launch(loop, 0, y, (int(reverse), int(keep)), arrays)
@@ -169,8 +165,8 @@ class Persistent(Fused):
         made: Made,
     ) -> None:
         """Run all steps from `dlast` on; fill `dstate`, before the first one, and `made`."""
-        given = (w["weight_hh"], fused.valid(loop.ragged), dy)
-        ends = (*_first(loop.ops, dlast), *fused.pair(dstate))
+        given = (w["weight_hh"], loop.valid, dy)
+        ends = (*_first(loop.xp, dlast), *fused.pair(dstate))
         arrays = (*given, *kept[1:], *ends, made.hh, made.u)
         self._launch(loop, 1, dy, (int(loop.reverse),), arrays)
 
@@ -211,16 +207,16 @@ def _planned(
     return found[part], options(dtype, hidden, found[part].units, found[part].layouts)
 
 
-def _empty(ops: Operations, shape: tuple[int, ...], like: Array) -> Array:
+def _empty(shape: tuple[int, ...], like: Array) -> Array:
     """Return an array in which no number is yet: EMPTY of persistent.cu everywhere."""
-    empty = ops.buffer(shape, like)
+    empty = fused.blank(shape, like)
     empty.data.memset_async(0xFF, empty.nbytes)
     return empty
 
 
-def _first(ops: Operations, state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
+def _first(xp: Namespace, state: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
     """Return both parts of a state, each contiguous; None is zeros."""
-    return fused.pair([None if a is None else ops.xp.ascontiguousarray(a) for a in state])
+    return fused.pair([None if a is None else xp.ascontiguousarray(a) for a in state])
 
 
 def _work(cell: Cell, dtype: Any) -> Work:

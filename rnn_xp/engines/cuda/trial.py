@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.accelerate.cuda.fused import Fused
-from rnn_xp.accelerate.cuda.persistent import Persistent
-from rnn_xp.backend import Array, Operations, to_floats
+from rnn_xp.backend import Array, Namespace, to_floats
 from rnn_xp.cells.base import Cell
 from rnn_xp.cells.elman import ReluElman
+from rnn_xp.engines.base import Ragged, valid_of
+from rnn_xp.engines.cuda.fused import Fused
+from rnn_xp.engines.cuda.persistent import Persistent
 from rnn_xp.errors import named_line
-from rnn_xp.recurrence import Loop, Ragged
+from rnn_xp.recurrence import Loop
 
 
 class TrialWarning(RuntimeWarning):
@@ -32,19 +33,19 @@ _FEW = 20, 1600
 """Multiprocessors and bytes of shared memory: so little that blocks wait for each other."""
 
 
-def passes(tried: Persistent, known: Fused, cell: Cell, dtype: Any, ops: Operations) -> bool:
+def passes(tried: Persistent, known: Fused, cell: Cell, dtype: Any, xp: Namespace) -> bool:
     """Tell whether two engines agree about a small network of a cell; warn if they do not."""
     try:
         small: Any = type(cell)(_HIDDEN)
-        expected = _results(known, small, dtype, ops)
+        expected = _results(known, small, dtype, xp)
         few = tried.on(*_FEW)
         fits = few.costs(small, dtype, _BATCH)[0] < inf
-        found = [_results(each, small, dtype, ops) for each in (tried, few)[: 1 + fits]]
+        found = [_results(each, small, dtype, xp) for each in (tried, few)[: 1 + fits]]
         pairs = [pair for each in found for pair in zip(each, expected, strict=True)]
         if dtype.itemsize == 2 and isinstance(cell, ReluElman):
             # Where relu's slope jumps, a rounding lands on the other side: no gradients.
             pairs = [pair for pair in pairs if pair[0].shape == (_STEPS, _BATCH, _HIDDEN)]
-        errors = to_floats([_error(ops, *pair) for pair in pairs])
+        errors = to_floats([_error(xp, *pair) for pair in pairs])
         most = MOST[dtype.name]
         wrong = next((f"off by {error:.2g}" for error in errors if not error <= most), "")
     except Exception as error:  # any: the driver's, the compiler's
@@ -60,14 +61,12 @@ def passes(tried: Persistent, known: Fused, cell: Cell, dtype: Any, ops: Operati
     return not wrong
 
 
-def _error(ops: Operations, found: Array, expected: Array) -> Array:
-    xp = ops.xp
+def _error(xp: Namespace, found: Array, expected: Array) -> Array:
     return xp.max(xp.abs(found - expected)) / xp.max(xp.abs(expected))
 
 
-def _results(engine: Fused, cell: Cell, dtype: Any, ops: Operations) -> list[Array]:
+def _results(engine: Fused, cell: Cell, dtype: Any, xp: Namespace) -> list[Array]:
     """Return what two small runs give: ragged and backward, with gradients, and plain inference."""
-    xp = ops.xp
     hidden = cell.hidden_size
 
     def numbers(*shape: int, scale: float = 1.0) -> Array:
@@ -81,10 +80,9 @@ def _results(engine: Fused, cell: Cell, dtype: Any, ops: Operations) -> list[Arr
     x, dy = numbers(_STEPS, _BATCH, _INPUTS), numbers(_STEPS, _BATCH, hidden)
     state = [numbers(_BATCH, hidden) for _ in cell.state]
     ragged = Ragged.of(np.arange(_STEPS - _BATCH, _STEPS) + 1, _STEPS, x)
-    loop, plain = Loop(cell, ops, ragged, reverse=True), Loop(cell, ops, None, reverse=False)
-    w = engine.fold(cell, xp, weights)
-    y, last, kept = engine.run(loop, w, x, state, keep=True)
+    loop, plain = Loop(cell, xp, valid_of(ragged), True), Loop(cell, xp, None, False)
+    y, last, kept = engine.run(loop, weights, x, state, keep=True)
     assert kept is not None
     gradients, dx, first = engine.run_backward(loop, weights, kept, dy, state)
-    inferred, end, _ = engine.run(plain, w, x, [None] * len(state), keep=False)
+    inferred, end, _ = engine.run(plain, weights, x, [None] * len(state), keep=False)
     return [y, *last, *gradients.values(), dx, *first, inferred, *end]

@@ -1,0 +1,173 @@
+"""The engine that runs everywhere: the core, one level and one direction after the other.
+
+On NumPy a run is cut into chunks of steps, which stay in the processor's cache and bound the memory
+that is needed besides the results; in other libraries a run is one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnn_xp import recurrence
+from rnn_xp.backend import (
+    Array,
+    Namespace,
+    array_namespace,
+    copy_of,
+    is_library,
+    like_dtype,
+    widened,
+)
+from rnn_xp.cells.base import Weights
+from rnn_xp.engines.base import (
+    ByLevel,
+    Parts,
+    Ragged,
+    Stack,
+    of_direction,
+    stacked,
+    valid_of,
+)
+from rnn_xp.recurrence import Loop, Tape
+
+ROWS = 512
+"""Steps times sequences of a chunk; a fourth of it where nothing is kept."""
+LEAST_STEPS = 4
+"""Of a chunk, however many the sequences are."""
+
+
+class Chunk(NamedTuple):
+    """What is kept of some consecutive steps."""
+
+    start: int
+    stop: int
+    loop: Loop
+    tape: Tape
+
+
+class Plain(ByLevel):
+    """The engine of the core."""
+
+    title = "core"
+
+    def run_level(
+        self,
+        stack: Stack,
+        weights: Sequence[Weights],
+        x: Array,
+        state: Parts,
+        ragged: Ragged | None,
+        *,
+        keep: bool,
+    ) -> tuple[Array, Sequence[Array], list[list[Chunk]]]:
+        """Run the directions of one level; see `Engine`."""
+        xp = array_namespace(x=x)
+        if keep and not stack.cell.has_backward:
+            raise NotImplementedError(no_backward(stack, x))
+        given, runs = x.dtype, []
+        weights, (x, *state) = computable(xp, given, weights, [x, *state])
+        for d, (w, reverse) in enumerate(zip(weights, stack.reverse, strict=True)):
+            loop, own = Loop(stack.cell, xp, None, reverse), of_direction(state, d)
+            runs.append(run(loop, w, x, own, ragged, keep=keep))
+        outputs, states, kept = zip(*runs, strict=True)
+        y = outputs[0] if len(runs) == 1 else xp.concat(outputs, axis=2)
+        y, *last = cast(xp, given, [y, *stacked(states)])
+        return y, last, list(kept)
+
+    def run_level_backward(
+        self,
+        stack: Stack,
+        weights: Sequence[Weights],
+        kept: list[list[Chunk]],
+        dy: Array,
+        dstate: Parts,
+    ) -> tuple[list[Weights], Array, Sequence[Array]]:
+        """Run the directions of one level backward; see `Engine`."""
+        size, dx, xp, given = stack.cell.output_size, None, array_namespace(dy=dy), dy.dtype
+        weights, (dy, *dstate) = computable(xp, given, weights, [dy, *dstate])
+        gradients, states = [], []
+        for d, w in enumerate(weights):
+            own = dy[:, :, d * size : (d + 1) * size]
+            made, part, first = run_backward(w, kept[d], own, of_direction(dstate, d))
+            dx = part if dx is None else dx + part
+            gradients.append(cast(xp, given, made))
+            states.append(first)
+        dx, *first = cast(xp, given, [dx, *stacked(states)])
+        return gradients, dx, first
+
+
+PLAIN = Plain()
+"""The engine that runs everywhere."""
+
+
+def computable(xp: Namespace, dtype: Any, *values: Any) -> list[Any]:
+    """Return the values in a dtype that products keep: CuPy's of bfloat16 may be float32."""
+    wide = is_library(xp, "cupy") and dtype.char == "E"
+    return [cast(xp, xp.float32 if wide else dtype, value) for value in values]
+
+
+def cast(xp: Namespace, dtype: Any, value: Any) -> Any:
+    """Return arrays, in lists and dicts too, in a dtype; None stays."""
+    if isinstance(value, list | tuple):
+        return [cast(xp, dtype, each) for each in value]
+    if isinstance(value, dict):
+        return {name: cast(xp, dtype, each) for name, each in value.items()}
+    return value if value is None or value.dtype == dtype else xp.astype(value, dtype)
+
+
+def no_backward(stack: Stack, like: Array) -> str:
+    """Say what to do about a cell without a backward step, for arrays such as `like`."""
+    return (
+        f"{type(stack.cell).__name__} has no step_backward, and only JAX and PyTorch derive one: "
+        f"write it to train on {type(like).__module__.partition('.')[0]} arrays (calling the layer "
+        "without training works)"
+    )
+
+
+def run(
+    loop: Loop, w: Weights, x: Array, state: Parts, ragged: Ragged | None, *, keep: bool
+) -> tuple[Array, Sequence[Array], list[Chunk]]:
+    """Run a cell over x in one direction, chunk by chunk; see `recurrence.run`."""
+    steps, batch = x.shape[:2]
+    size, chunks = chunk_size(loop.xp, steps, batch, keep=keep), list[Chunk]()
+    state = copies(loop, state) if keep else state
+    starts = range(0, steps, size)
+    y = np.empty((steps, batch, loop.cell.output_size), x.dtype) if len(starts) > 1 else None
+    for start in reversed(starts) if loop.reverse else starts:
+        stop = min(start + size, steps)
+        own = loop._replace(valid=valid_of(ragged and ragged.part(start, stop)))
+        part, state, tape = recurrence.run(own, w, x[start:stop, ...], state, keep=keep)
+        if y is not None:
+            y[start:stop, ...] = part
+        if tape is not None:
+            chunks.append(Chunk(start, stop, own, tape))
+    return part if y is None else y, copies(loop, state) if keep else state, chunks
+
+
+def run_backward(
+    w: Weights, chunks: list[Chunk], dy: Array, dstate: Parts
+) -> tuple[Weights, Array, Sequence[Array]]:
+    """Run a cell backward in one direction, chunk by chunk; see `recurrence.run_backward`."""
+    xp, total, parts = chunks[0].loop.xp, dict[str, Array](), []
+    for start, stop, loop, tape in reversed(chunks):
+        made, part, dstate = recurrence.run_backward(loop, w, tape, dy[start:stop, ...], dstate)
+        parts.append(part)
+        for name, own in made.items():
+            # 16 bits are too few to add many chunks in.
+            own = widened(xp, own) if len(chunks) > 1 else own
+            total[name] = total[name] + own if name in total else own
+    dx = parts[0] if len(parts) == 1 else xp.concat(parts if loop.reverse else parts[::-1], axis=0)
+    return {name: like_dtype(xp, total[name], a) for name, a in w.items()}, dx, dstate
+
+
+def copies(loop: Loop, state: Parts) -> list[Array | None]:
+    """Return copies of a state: what is kept for the backward run is not the caller's."""
+    return [None if part is None else copy_of(loop.xp, part) for part in state]
+
+
+def chunk_size(xp: Namespace, steps: int, batch: int, *, keep: bool) -> int:
+    """Return the number of steps of a chunk."""
+    return max(LEAST_STEPS, (ROWS if keep else ROWS // 4) // batch) if xp is np else steps
