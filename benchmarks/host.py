@@ -125,7 +125,6 @@ def without_a_device() -> Iterator[Counter[str]]:
         stack.enter_context(patch.object(engine, "choose", lambda: chosen))
         stack.enter_context(patch.object(trial, "passes", lambda *_: True))
         stack.enter_context(patch("rnn_xp.backend.device_of", lambda _: here))
-        stack.enter_context(patch.dict("rnn_xp.backend._OPERATIONS", clear=True))
         stack.enter_context(cupy.cuda.using_allocator(memory(counted)))
         yield counted
 

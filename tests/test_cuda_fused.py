@@ -14,7 +14,7 @@ import pytest
 import standin
 from named_cells import CELLS, make_cell
 
-from rnn_xp.engines import PLAIN, Engine, Ragged, Stack
+from rnn_xp.engines import PLAIN, Engine, Ragged, Run, Stack
 from rnn_xp.engines.cuda import fused
 from rnn_xp.engines.cuda.directions import Directions
 from rnn_xp.engines.cuda.engine import Cuda, choose
@@ -74,8 +74,8 @@ class Case:
         bias = "bias_ih" in weights[0]
         ways = tuple(reverse != (d == 1) for d in range(len(weights)))
         stack = Stack(self.cell, x.shape[2], bias, reverse=ways)
-        y, last, chunks = engine.run(stack, [weights], put(x), state, ragged=kept, keep=True)
-        again, *_ = engine.run(stack, [weights], put(x), state, ragged=kept)
+        y, last, chunks = engine.run(Run(stack, kept, keep=True), [weights], put(x), state)
+        again, *_ = engine.run(Run(stack, kept), [weights], put(x), state)
         made, dx, first = engine.run_backward(stack, [weights], chunks, put(dy), dstate)
         assert [own.keys() for own in made[0]] == [own.keys() for own in weights]
         ordered = [own[key] for own in made[0] for key in weights[0]]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnn_xp import LSTM
+from rnn_xp import GRU, LSTM
 from rnn_xp.doctor.parity import CELLS
 from rnn_xp.engines import native
 from rnn_xp.layers import Recurrent
@@ -149,7 +149,7 @@ def test_no_reference_is_kept() -> None:
     prepared: Any = layer.prepare(layer.init(0))
     x, h, c = (np.ones(shape, np.float32) for shape in ((1, 2, 4), (1, 2, 6), (1, 2, 6)))
     state = (h, c)
-    held = (x, h, c, state, x.dtype, np.empty, prepared.weights[0])
+    held = (x, h, c, state, x.dtype, np.empty, prepared.weights[0][-1])
 
     def counts() -> list[int]:
         return [sys.getrefcount(each) for each in held]
@@ -159,7 +159,7 @@ def test_no_reference_is_kept() -> None:
         y, (new_h, new_c) = layer(prepared, x, state)
         for wrong in (h, (h, x)):
             run = prepared.engine.attempt
-            assert run(layer.stack, prepared.weights, x, wrong, keep=False) is None
+            assert run(layer.stack, prepared.weights, x, wrong, False) is None
         del wrong, run
         assert [sys.getrefcount(each) for each in (y, new_h, new_c)] == [4, 4, 4]
         del y, new_h, new_c
@@ -308,7 +308,7 @@ def test_the_arguments_of_the_kernels_are_checked() -> None:
     """The module is the last to look before memory is read: it must not trust its caller."""
     case = Training(LSTM(4, 6), 3, 2)
     kernels, weights = native._kernels, tuple(case.params.values())
-    sizes = (0, 2, 4, 4, 6, 0, 1)
+    sizes = (0, 2, 4, 4, 6, 0, 0)
     start = (sizes, 1, 0, np.ndarray, np.empty, case.x.dtype)
     packed = kernels.pack(*start, weights)
     y, (h, c), kept = kernels.forward(*start, weights, case.x, None, None, np.empty)
@@ -325,7 +325,7 @@ def test_the_arguments_of_the_kernels_are_checked() -> None:
         assert call(*start, *rest) is not None
         with pytest.raises(TypeError, match=f"expected {6 + len(rest)} arguments, got 3"):
             call(*start[:3])
-        for place, wrong in ((0, 9), (1, 9), (2, 2), (3, 0), (4, 2**61), (5, 3), (6, -1)):
+        for place, wrong in ((0, 9), (1, 9), (2, 2), (3, 0), (4, 2**61), (5, 3), (6, 2)):
             with pytest.raises(ValueError, match="unknown kernels, cell or sizes"):
                 call((*sizes[:place], wrong, *sizes[place + 1 :]), *start[1:], *rest)
         for wrong_sizes in (sizes[:-1], [*sizes], None):
@@ -354,11 +354,14 @@ def test_the_arguments_of_the_kernels_are_checked() -> None:
     for state in ((h,), (h, None), (h, h[:, :1]), [h, h], h, (h, h, h)):
         assert forward(state=state) is None
     assert forward(state=(h, h)) is not None
-    assert forward(np.array([[1, 3], [0, 2]])) is not None  # in place of one-hot rows
+    assert forward(np.array([[1, 3], [0, 2]])) is None  # indices, and nobody said so
+    look_up = ((*sizes[:6], 1), *start[1:], weights)
+    assert kernels.forward(*look_up, np.array([[1, 3], [0, 2]]), None, None, None) is not None
     for indices in ([[4]], [[-1]], [1, 2], [[[1]]]):
-        assert forward(np.array(indices)) is None
-    assert forward(np.array([[1]], dtype="i")) is None
-    for lengths in ([3, 0], [4, 1], [3], [[3, 1]]):
+        assert kernels.forward(*look_up, np.array(indices), None, None, None) is None
+    for x in (np.array([[1]], dtype="i"), case.x):
+        assert kernels.forward(*look_up, x, None, None, None) is None
+    for lengths in ([3, -1], [4, 1], [3], [[3, 1]]):
         assert forward(lengths=np.array(lengths)) is None
     assert forward(lengths=np.array([3, 1], dtype="i")) is None
     assert forward(lengths=np.array([3, 1])) is not None
@@ -407,3 +410,79 @@ def test_what_is_prepared_can_be_copied(copied: Any) -> None:
     prepared, x = layer.prepare(layer.init(0)), np.ones((5, 3, 4), np.float32)
     given: Any = pickle.dumps(prepared) if copied is pickle.loads else prepared
     np.testing.assert_array_equal(layer(copied(given), x)[0], layer(prepared, x)[0])
+
+
+@pytest.mark.parametrize("copied", [pickle.loads, copy.deepcopy], ids=["pickle", "deepcopy"])
+@pytest.mark.parametrize("lengths", [None, [5, 2, 3]], ids=["full", "ragged"])
+def test_a_cache_can_be_copied(copied: Any, lengths: Any) -> None:
+    """What the kernels keep may lie otherwise in a copy: it says where it begins."""
+    for layer in (LSTM(4, 6), LSTM(4, 6, 2, bidirectional=True)):
+        params, x = layer.init(0), np.ones((5, 3, 4), np.float32)
+        y, _, cache = layer.forward(params, x, lengths=lengths)
+        given: Any = pickle.dumps(cache) if copied is pickle.loads else cache
+        caches = [copied(given) for _ in range(4)]
+        expected, dx, _ = layer.backward(params, cache, y)
+        for each in caches:
+            found, again, _ = layer.backward(params, each, y)
+            np.testing.assert_array_equal(again, dx)
+            for name, value in found.items():
+                np.testing.assert_array_equal(value, expected[name])
+
+
+def test_integers_are_no_indices() -> None:
+    layer = GRU(3, 5)
+    params, x = layer.init(0), np.zeros((6, 3), np.int64)
+    for given in (params, layer.prepare(params)):
+        with pytest.raises(TypeError, match="x has dtype int64, the parameters have float32"):
+            layer(given, x)
+    with pytest.raises(TypeError, match="x has dtype int64, the parameters have float32"):
+        layer.forward(params, x)
+
+
+def unaligned(a: Any) -> Any:
+    """Return a copy that begins at an odd address."""
+    moved = np.frombuffer(b"h" + a.tobytes(), offset=1, dtype=a.dtype).reshape(a.shape)
+    assert not moved.flags.aligned
+    return moved
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 2, 3]], ids=["full", "ragged"])
+def test_numbers_at_odd_addresses(lengths: Any) -> None:
+    layer = LSTM(4, 6, 2, bidirectional=True)
+    params, rng = layer.init(0, dtype="float64"), np.random.default_rng(0)
+    x, dy = rng.standard_normal((5, 3, 4)), rng.standard_normal((5, 3, 12))
+    state, dstate = (tuple(rng.standard_normal((4, 3, 6)) for _ in range(2)) for _ in range(2))
+
+    def run(put: Any) -> list[Any]:
+        own = {name: put(a) for name, a in params.items()}
+        y, last, cache = layer.forward(own, put(x), tuple(map(put, state)), lengths=lengths)
+        dparams, dx, first = layer.backward(own, cache, put(dy), tuple(map(put, dstate)))
+        prepared = layer.prepare(own)
+        return [y, *last, *dparams.values(), dx, *first, layer(prepared, put(x))[0]]
+
+    for a, b in zip(run(unaligned), run(np.copy), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "u8"])
+@pytest.mark.parametrize("peephole", [False, True])
+def test_lengths_of_few_bits(dtype: str, peephole: bool) -> None:
+    layer = LSTM(3, 5, peephole=peephole)
+    params, x = layer.init(0), np.ones((300, 2, 3), np.float32)
+    y, _, cache = layer.forward(params, x, lengths=np.array([100, 10], dtype))
+    expected, _, other = layer.forward(params, x, lengths=[100, 10])
+    np.testing.assert_array_equal(y, expected)
+    for a, b in zip(
+        layer.backward(params, cache, y)[0].values(),
+        layer.backward(params, other, y)[0].values(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_parameters_in_any_order_are_checked() -> None:
+    layer, x = LSTM(4, 6), np.ones((3, 2, 4), np.float32)
+    params = layer.init(0)
+    for wrong in (None, [1.0], params["weight_ih_l0"].astype("e"), params["weight_ih_l0"] > 0):
+        with pytest.raises(TypeError, match="weight_ih_l0"):
+            layer.forward(dict(reversed((params | {"weight_ih_l0": wrong}).items())), x)

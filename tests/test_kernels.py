@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from named_cells import CELLS, make_cell
 
 from rnn_xp import GRU, LSTM, RNN
-from rnn_xp.engines import PLAIN, Engine, Ragged, Stack, engine, native
+from rnn_xp.engines import PLAIN, Engine, Ragged, Run, Stack, engine, native
 from rnn_xp.engines.around import adam
 
 HostArray = np.ndarray[Any, Any]
@@ -107,7 +107,7 @@ def results(case: Case, runner: Engine) -> dict[str, HostArray]:
     params = {name + end: a for end, own in named for name, a in own.items()}
     weights = runner.weights(stack, params)
     passes = [
-        runner.run(stack, own, x, given_["state"], ragged=ragged, keep=keep)
+        runner.run(Run(stack, ragged, keep=keep), own, x, given_["state"])
         for keep, own in ((True, weights), (False, runner.prepare(stack, params)))
     ]
     (y, last, kept), (y_inference, last_inference, _) = passes
@@ -405,7 +405,7 @@ def test_huge_and_undefined_numbers(name: str, kind: str, dtype: str) -> None:
     x[2, 2] = np.nan
     stack = Stack(cell, x.shape[2])
     own = runner.weights(stack, {f"{name}_l0": a for name, a in arrays["weights"][0].items()})
-    y, _, _ = runner.run(stack, own, x, [None] * len(cell.state))
+    y, _, _ = runner.run(Run(stack), own, x, [None] * len(cell.state))
     if kind != "rnn_relu":
         assert np.abs(y[:, 0]).max() <= 1.0
     assert np.isnan(y[2:, 2]).any(axis=1).all()
@@ -423,7 +423,7 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
     runner = native.Native(name, 1)
 
     x = a[None, :, None]
-    y, _, _ = runner.run(Stack(make_cell("rnn_tanh", 1), 1, False), [(one, one)], x, [None])
+    y, _, _ = runner.run(Run(Stack(make_cell("rnn_tanh", 1), 1, False)), [(one, one)], x, [None])
     exact = np.tanh(wide)
     spacing = np.spacing(np.abs(exact).astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps
@@ -431,7 +431,7 @@ def test_accuracy_of_the_gates(name: str, dtype: str, ulps: int) -> None:
     # h' = n + z (h - n) with n = 0 and h = 1 is z.
     weights = np.asarray([[0], [1], [0]], dtype=dtype), np.zeros((3, 1), dtype=dtype)
     state = [np.ones((1, a.size, 1), dtype=dtype)]
-    y, _, _ = runner.run(Stack(make_cell("gru", 1), 1, False), [weights], x, state)
+    y, _, _ = runner.run(Run(Stack(make_cell("gru", 1), 1, False)), [weights], x, state)
     exact = 1 / (1 + np.exp(-wide))
     spacing = np.spacing(exact.astype(dtype)).astype(np.longdouble)
     assert float((np.abs(y[0, :, 0] - exact) / spacing).max()) <= ulps

@@ -130,3 +130,8 @@ def test_errors() -> None:
         Pool().backward({}, cache, X[0, :2])
     with pytest.raises(ValueError, match=r"cell must be one of rnn, lstm, gru, .*got 'elman'"):
         sequence_model(1, 1, cell="elman")
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(TypeError, match="x must be floating-point, got int64"):
+        Pool("mean")({}, np.full((4, 1, 2), 8))

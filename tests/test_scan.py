@@ -29,7 +29,7 @@ from targets import Target, make_target
 
 from rnn_xp import GRU, LSTM, RNN
 from rnn_xp.cells.lstm import LSTM as LSTMCell
-from rnn_xp.engines import PLAIN, Ragged, Stack, engine
+from rnn_xp.engines import PLAIN, Ragged, Run, Stack, engine
 from rnn_xp.layers.pool import Pool
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
@@ -89,7 +89,7 @@ def run_engine(
     state, dstate = (
         [None if a is None else a[None, ...] for a in part] for part in (state, dstate)
     )
-    y, last, kept = chosen.run(stack, [[weights]], x, state, ragged=ragged, keep=True)
+    y, last, kept = chosen.run(Run(stack, ragged, keep=True), [[weights]], x, state)
     (made,), dx, first = chosen.run_backward(stack, [[weights]], kept, dy, dstate)
     ordered = [made[0][name] for name in weights]
     return [np.asarray(a) for a in (y, *last, dx, *first, *ordered)]

@@ -82,7 +82,7 @@ def test_who_runs_what(target: Target) -> None:
         params = target.tree(problem.params, dtype)
         assert engine(problem.layer.equations, params["weight_hh_l0"]) is tensors.TENSORS
         (w,) = problem.layer.prepare(params).weights
-        assert isinstance(w, tensors.Packed) is hosted
+        assert isinstance(w, tensors.Hosted) is hosted
     assert engine(problem.layer.equations, problem.x) is PLAIN
 
 
@@ -172,3 +172,19 @@ def test_torch_func(target: Target, cell: str) -> None:
     for k, scale in enumerate((1, 2)):
         y, _ = problem.layer(params, scale * x, state)
         np.testing.assert_allclose(both[k], y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_state_may_be_changed_before_backward(target: Target, watched: bool) -> None:
+    """That the kernels ran, and autograd watches dy since: the core runs both again."""
+    import torch
+
+    problem = make_problem("gru", **STACKED)
+    params, x, state, dy, dstate = arguments(problem, target)
+    expected = run_both(problem, target)
+    given = state.clone()
+    _, _, cache = problem.layer.forward(params, x, given)
+    given.zero_()
+    dparams, _, _ = problem.layer.backward(params, cache, dy.requires_grad_(watched), dstate)
+    for name, value in dparams.items():
+        torch.testing.assert_close(value.detach(), torch.tensor(expected.dparams[name]))

@@ -9,7 +9,6 @@ import numpy as np
 
 from rnn_xp.backend import Backend
 from rnn_xp.engines import PLAIN, Engine, engine
-from rnn_xp.engines.cuda.engine import Cuda
 from rnn_xp.layers import Recurrent
 
 NAME_OF_CORE = PLAIN.title
@@ -46,11 +45,9 @@ def runs(layer: Recurrent, backend: Backend, dtype: str, shape: tuple[int, int])
     try:
         like = backend.asarray(np.zeros((1, 1)), dtype)
         chosen = engine(layer.equations, like)
-        if isinstance(chosen, Cuda):
-            size = backend.xp, layer.num_directions, layer.num_layers
-            engines = chosen.able(layer.equations, like.dtype, shape, *size)
-        else:
-            engines = [PLAIN] if chosen is PLAIN else [PLAIN, chosen]
+        size = backend.xp, layer.num_directions, layer.num_layers
+        able = chosen.able(layer.equations, like.dtype, shape, *size)
+        engines = [PLAIN, *(each for each in able if each is not PLAIN)]
     except Exception:  # any: whatever it is, to run the layer raises it again
         return [Run(NAME_OF_CORE, on_core(layer)), Run("unknown", layer)]
     return [Run(each.title, run_by(layer, each)) for each in engines]
@@ -61,8 +58,6 @@ def why_not_persistent(layer: Recurrent, backend: Backend, dtype: str, batch: in
     try:
         like = backend.asarray(np.zeros((1, 1)), dtype)
         chosen = engine(layer.equations, like)
-        if not isinstance(chosen, Cuda):
-            return "the kernels are switched off"
         return chosen.why_not(layer.equations, like.dtype, batch, backend.xp)
     except Exception:  # any: whatever it is, to run the layer raises it again
         return ""

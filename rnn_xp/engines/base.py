@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.backend import Array, array_namespace, device_of, is_traced
+from rnn_xp.backend import Array, Namespace, array_namespace, device_of, is_traced
 from rnn_xp.cells.base import Cell
 
 Params = Mapping[str, Array]
 Parts = Sequence[Array | None]
 """A state: (L*D, B, size) for each of its parts, or of one level (D, B, size); None is zeros."""
+Made = tuple[Any, Any, Any]
+"""Of a run y, the state and what is kept; of a backward run the gradients, dx and dstate."""
 Drop = Callable[[int, Array], Array]
 """From the number of a level and its input to the dropout mask that the input is multiplied by."""
 
@@ -92,9 +94,13 @@ class Ragged(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Array, steps: int, like: Array) -> Ragged | None:
-        """Return the steps that count, on the device of `like`; None if all of them do."""
+        """Return the steps that count, on the device of `like`; None if all of them do.
+
+        Of the lengths it keeps a copy: the caller may change his before the backward run.
+        """
         if is_traced(lengths):
             return cls(lengths, np.arange(steps)[:, None] < lengths[None, :], 0)
+        lengths = np.array(lengths, np.int64)
         shortest = int(lengths.min())
         if shortest == steps:
             return None
@@ -102,12 +108,21 @@ class Ragged(NamedTuple):
         valid = np.arange(steps)[:, None] < lengths[None, :]
         return cls(lengths, xp.asarray(valid, device=device_of(like)), shortest)
 
-    def part(self, start: int, stop: int) -> Ragged | None:
-        """Return what counts of some of the steps; None if all of them do."""
-        if stop <= self.shortest:
-            return None
-        lengths = np.clip(self.lengths - start, 0, stop - start)
-        return Ragged(lengths, self.valid[start:stop, ...], max(0, self.shortest - start))
+    def part(self, start: int, stop: int) -> Array | None:
+        """Return `valid` of some of the steps; None if all sequences have them."""
+        return None if stop <= self.shortest else self.valid[start:stop, ...]
+
+
+class Run(NamedTuple):
+    """What is run, and how, besides the arrays."""
+
+    stack: Stack
+    ragged: Ragged | None = None
+    """Which steps count; None: all of them."""
+    drop: Drop | None = None
+    """Makes the dropout masks between the levels; None: no dropout."""
+    keep: bool = False
+    """Keep what the backward run needs."""
 
 
 def valid_of(ragged: Ragged | None) -> Array | None:
@@ -124,6 +139,16 @@ class Engine(ABC):
     title: str
     """What the doctor calls it."""
 
+    def able(
+        self, cell: Cell, dtype: Any, shape: tuple[int, int], xp: Namespace, ways: int, levels: int
+    ) -> list[Engine]:
+        """Return what can run (T, B) in so many directions and levels, the best last."""
+        return [self]
+
+    def why_not(self, cell: Cell, dtype: Any, batch: int, xp: Namespace) -> str:
+        """Return in one line why the steps do not run in one CUDA kernel; empty where they do."""
+        return "the kernels are switched off"
+
     def weights(self, stack: Stack, params: Params) -> list[Any]:
         """Return the weights of each level, as `run` takes them: of each direction, by name."""
         return [[{name: params[full] for name, full in own} for own in d] for d in stack.names]
@@ -133,17 +158,18 @@ class Engine(ABC):
         return self.weights(stack, params)
 
     def attempt(
-        self, stack: Stack, weights: list[Any], x: Any, state: Any, *, keep: bool
+        self, stack: Stack, params: Any, x: Any, state: Any, keep: bool
     ) -> tuple[Array, Any, Any] | None:
         """Run what a user gave, unchecked; None, and nothing is done, where that is not plain.
 
-        As `run`, with a state of any form. An engine that looks at its arguments itself does it.
+        As `run`, with parameters of the right names or what `prepare` returned, and with a state of
+        any form. An engine that looks at its arguments itself does it.
         """
         return None
 
     def attempt_backward(
-        self, stack: Stack, weights: list[Any], kept: Any, dy: Any, dstate: Any
-    ) -> tuple[list[Any], Array, Any] | None:
+        self, stack: Stack, params: Params, kept: Any, dy: Any, dstate: Any
+    ) -> Made | None:
         """Run backward with gradients that a user gave, unchecked; None where they are not plain.
 
         As `run_backward`.
@@ -151,28 +177,15 @@ class Engine(ABC):
         return None
 
     @abstractmethod
-    def run(
-        self,
-        stack: Stack,
-        weights: list[Any],
-        x: Array,
-        state: Parts,
-        *,
-        ragged: Ragged | None = None,
-        drop: Drop | None = None,
-        keep: bool = False,
-    ) -> tuple[Array, tuple[Array, ...], Any]:
+    def run(self, how: Run, weights: list[Any], x: Array, state: Parts) -> Made:
         """Run all levels over x.
 
         Parameters
         ----------
-        stack : Stack
+        how : Run
         weights : from `weights`; without `keep` also from `prepare`
         x : (T, B, I)
         state : (L*D, B, size) for each part of the cell's state; None is zeros
-        ragged : which steps count; None: all of them
-        drop : makes the dropout masks between the levels; None: no dropout
-        keep : keep what `run_backward` needs
 
         Returns
         -------
@@ -184,7 +197,7 @@ class Engine(ABC):
     @abstractmethod
     def run_backward(
         self, stack: Stack, weights: list[Any], kept: Any, dy: Array, dstate: Parts
-    ) -> tuple[list[Any], Array, tuple[Array, ...]]:
+    ) -> Made:
         """Run all levels backward through time.
 
         Parameters
@@ -214,34 +227,25 @@ class Engine(ABC):
 class ByLevel(Engine):
     """An engine that runs one level after the other."""
 
-    def run(
-        self,
-        stack: Stack,
-        weights: list[Any],
-        x: Array,
-        state: Parts,
-        *,
-        ragged: Ragged | None = None,
-        drop: Drop | None = None,
-        keep: bool = False,
-    ) -> tuple[Array, tuple[Array, ...], Any]:
+    def run(self, how: Run, weights: list[Any], x: Array, state: Parts) -> Made:
         """Run all levels over x; see `Engine`."""
+        stack, _, drop, _ = how
         if stack.levels == 1:
-            y, last, made = self.run_level(stack, weights[0], x, state, ragged, keep=keep)
+            y, last, made = self.run_level(how, weights[0], x, state)
             return y, tuple(last), [(made, None)]
         states, kept = [], []
         for level, own in enumerate(weights):
             mask = drop(level, x) if level and drop is not None else None
             x = x if mask is None else x * mask
             part = of_level(stack, state, level)
-            x, last, made = self.run_level(stack, own, x, part, ragged, keep=keep)
+            x, last, made = self.run_level(how, own, x, part)
             states.append(last)
             kept.append((made, mask))
         return x, joined(states), kept
 
     def run_backward(
         self, stack: Stack, weights: list[Any], kept: Any, dy: Array, dstate: Parts
-    ) -> tuple[list[Any], Array, tuple[Array, ...]]:
+    ) -> Made:
         """Run all levels backward through time; see `Engine`."""
         states, gradients = [], []
         for level in reversed(range(stack.levels)):
@@ -254,22 +258,13 @@ class ByLevel(Engine):
         return gradients[::-1], dy, joined(states[::-1])
 
     @abstractmethod
-    def run_level(
-        self,
-        stack: Stack,
-        weights: Any,
-        x: Array,
-        state: Parts,
-        ragged: Ragged | None,
-        *,
-        keep: bool,
-    ) -> tuple[Array, Sequence[Array], Any]:
+    def run_level(self, how: Run, weights: Any, x: Array, state: Parts) -> Made:
         """Run the directions of one level; as `run`, with (D, B, size) for each part of a state."""
 
     @abstractmethod
     def run_level_backward(
         self, stack: Stack, weights: Any, kept: Any, dy: Array, dstate: Parts
-    ) -> tuple[Any, Array, Sequence[Array]]:
+    ) -> Made:
         """Run the directions of one level backward; as `run_backward`."""
 
 

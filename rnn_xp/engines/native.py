@@ -23,7 +23,7 @@ import numpy as np
 
 from rnn_xp.backend import Array
 from rnn_xp.cells import GRU, LSTM, Cell, Elman, ReluElman, ResetBeforeGRU
-from rnn_xp.engines.base import ByLevel, Params, Parts, Ragged, Stack
+from rnn_xp.engines.base import ByLevel, Made, Params, Parts, Run, Stack
 
 
 def _load() -> tuple[Any, str]:
@@ -83,11 +83,17 @@ class Spare:
             self._held.append(array)
 
 
+class Packed(tuple[Any, ...]):
+    """Prepared weights of a level: what the kernels' calls begin with, and the packed array."""
+
+    __slots__ = ()
+
+
 class Native(ByLevel):
     """The engine of one instruction set.
 
     The weights of a level are a tuple of arrays, those of each direction in the order of
-    `Cell.shapes`; or, prepared, one packed array.
+    `Cell.shapes`; or, prepared, `Packed`.
 
     Parameters
     ----------
@@ -139,91 +145,95 @@ class Native(ByLevel):
         for own in self.weights(stack, params):
             arrays = tuple(map(_whole, own))
             begin = self._begin(stack, arrays[0].shape[1], arrays[0].dtype)
-            packed.append(_kernels.pack(*begin, arrays))
+            packed.append(Packed((*begin, _kernels.pack(*begin, arrays))))
         return packed
 
     def attempt(
-        self, stack: Stack, weights: list[Any], x: Any, state: Any, *, keep: bool
+        self, stack: Stack, params: Any, x: Any, state: Any, keep: bool
     ) -> tuple[Array, Any, Any] | None:
         """Run a layer of one level on arguments that nobody has checked; see `Engine`."""
-        if len(weights) > 1:
+        if stack.levels > 1:
             return None
-        (own,) = weights
-        dtype = own.dtype if type(own) is _array else own[0].dtype
-        begin = stack.memo.get((self, dtype)) or self._begin(stack, stack.input_size, dtype)
+        if type(params) is list:
+            return _kernels.forward(*params[0], x, state, None, None)  # type: ignore[no-any-return]
+        own = stack.arrays(params)
+        first = own[0]
+        if type(first) is not _array or not self.takes(first):
+            return None
+        dtype = first.dtype
+        begin = stack.memo.get((self, dtype))
+        if begin is None:
+            begin = stack.memo[self, dtype] = self._begin(stack, stack.input_size, dtype)
         if not keep:
             return _kernels.forward(*begin, own, x, state, None, None)  # type: ignore[no-any-return]
         done = _kernels.forward(*begin, own, x, state, None, self._spare.make)
         return done and (done[0], done[1], [((x, None, begin, done[2]), None)])
 
     def attempt_backward(
-        self, stack: Stack, weights: list[Any], kept: Any, dy: Any, dstate: Any
-    ) -> tuple[list[Any], Array, Any] | None:
+        self, stack: Stack, params: Params, kept: Any, dy: Any, dstate: Any
+    ) -> Made | None:
         """Run a layer of one level backward, with unchecked gradients; see `Engine`."""
-        if len(weights) > 1:
+        if stack.levels > 1:
             return None
         x, lengths, begin, memory = kept[0][0]
-        done = _kernels.backward(*begin, weights[0], x, lengths, memory, dy, dstate)
+        own = stack.arrays(params)
+        done = _kernels.backward(*begin, own, x, lengths, memory, dy, dstate)
         if done is None:
             return None
         if memory.nbytes > Spare.LEAST:
             self._spare.give(memory)
         return [done[0]], done[1], done[2]
 
-    def run_level(
-        self,
-        stack: Stack,
-        weights: Any,
-        x: Array,
-        state: Parts,
-        ragged: Ragged | None,
-        *,
-        keep: bool,
-    ) -> tuple[Array, Sequence[Array], Any]:
+    def run_level(self, how: Run, weights: Any, x: Array, state: Parts) -> Made:
         """Run the directions of one level; see `Engine`.
 
         x may also be indices (T, B): in each row of what it stands for, the place of a 1 among
         zeros. Then `run_level_backward` gives no dx.
         """
-        own = weights if type(weights) is _array else tuple(map(_whole, weights))
-        dtype = own.dtype if type(own) is _array else own[0].dtype
-        begin = self._begin(stack, x.shape[2] if x.ndim == 3 else stack.input_size, dtype)
-        # A copy of the lengths: the caller may change his before the backward run.
-        lengths = None if ragged is None else np.array(ragged.lengths, np.int64)
-        before = None
+        stack, ragged, *_ = how
+        if type(weights) is Packed:
+            begin: Any
+            *begin, own = weights
+        else:
+            own, looks_up = tuple(map(_whole, weights)), x.ndim == 2
+            inputs = stack.input_size if looks_up else x.shape[2]
+            begin = self._begin(stack, inputs, own[0].dtype, looks_up=looks_up)
+        lengths, before = None if ragged is None else ragged.lengths, None
         if any(part is not None for part in state):
             zeros = (len(stack.reverse), x.shape[1], stack.cell.hidden_size)
-            before = tuple(np.zeros(zeros, dtype) if a is None else _whole(a) for a in state)
-        rest = before, lengths, self._spare.make if keep else None
+            before = tuple(np.zeros(zeros, begin[5]) if a is None else _whole(a) for a in state)
+        rest = before, lengths, self._spare.make if how.keep else None
         done = _kernels.forward(*begin, own, x, *rest)
-        if done is None:  # the rows of x lie at no one distance
-            x = np.ascontiguousarray(x)
+        if done is None:  # the rows of x lie at no one distance, or not as numbers should
+            x = np.array(x, order="C")
             done = _kernels.forward(*begin, own, x, *rest)
         y, last, memory = done
         return y, last, (x, lengths, begin, memory)
 
     def run_level_backward(
         self, stack: Stack, weights: Any, kept: Any, dy: Array, dstate: Parts
-    ) -> tuple[tuple[Array, ...], Array, Sequence[Array]]:
+    ) -> Made:
         """Run the directions of one level backward; see `Engine`."""
         x, lengths, begin, memory = kept
         own, after = tuple(map(_whole, weights)), tuple(map(_whole, dstate))
         done = _kernels.backward(*begin, own, x, lengths, memory, dy, after)
-        if done is None:  # the rows of dy lie at no one distance
-            dy = np.ascontiguousarray(dy)
+        if done is None:  # the rows of dy lie at no one distance, or not as numbers should
+            dy = np.array(dy, order="C")
             done = _kernels.backward(*begin, own, x, lengths, memory, dy, after)
+        if done is None:
+            raise ValueError("x or lengths were changed since the forward run")
         self._spare.give(memory)
-        made: tuple[tuple[Array, ...], Array, Sequence[Array]] = done
+        made: Made = done
         return made
 
-    def _begin(self, stack: Stack, inputs: int, dtype: Any) -> tuple[Any, ...]:
-        """Return what the kernels' calls begin with; lengths may be 0."""
+    def _begin(
+        self, stack: Stack, inputs: int, dtype: Any, *, looks_up: bool = False
+    ) -> tuple[Any, ...]:
+        """Return what the kernels' calls begin with; `looks_up` where x is indices."""
         cell, way = stack.cell, _WAYS[stack.reverse]
-        sizes = self._number, _NUMBERS[type(cell)], dtype.itemsize, inputs, cell.hidden_size, way, 0
-        begin = sizes, self.threads, self._split, _array, _empty, dtype
-        if inputs == stack.input_size:
-            stack.memo[self, dtype] = begin
-        return begin
+        kind = self._number, _NUMBERS[type(cell)], dtype.itemsize
+        sizes = *kind, inputs, cell.hidden_size, way, int(looks_up)
+        return sizes, self.threads, self._split, _array, _empty, dtype
 
     def product(self, a: Array, b: Array, bias: Array | None) -> Array:
         """Return a b + bias for matrices a (M, K) and b (K, N)."""
@@ -280,8 +290,8 @@ def _steps(a: Array) -> tuple[Array, int, int]:
 
 
 def _whole(a: Any) -> Any:
-    """Return `a` with its numbers one after the other: itself where it can be."""
-    return a if a is None or a.flags.c_contiguous else np.ascontiguousarray(a)
+    """Return `a` with its numbers one after the other, and aligned: itself where it can be."""
+    return a if a is None or (a.flags.c_contiguous and a.flags.aligned) else np.array(a, order="C")
 
 
 def instruction_sets() -> tuple[str, ...]:

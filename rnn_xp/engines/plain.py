@@ -24,12 +24,13 @@ from rnn_xp.backend import (
 from rnn_xp.cells.base import Weights
 from rnn_xp.engines.base import (
     ByLevel,
+    Made,
     Parts,
     Ragged,
+    Run,
     Stack,
     of_direction,
     stacked,
-    valid_of,
 )
 from rnn_xp.recurrence import Loop, Tape
 
@@ -53,18 +54,9 @@ class Plain(ByLevel):
 
     title = "core"
 
-    def run_level(
-        self,
-        stack: Stack,
-        weights: Sequence[Weights],
-        x: Array,
-        state: Parts,
-        ragged: Ragged | None,
-        *,
-        keep: bool,
-    ) -> tuple[Array, Sequence[Array], list[list[Chunk]]]:
+    def run_level(self, how: Run, weights: Any, x: Array, state: Parts) -> Made:
         """Run the directions of one level; see `Engine`."""
-        xp = array_namespace(x=x)
+        (stack, ragged, _, keep), xp = how, array_namespace(x=x)
         if keep and not stack.cell.has_backward:
             raise NotImplementedError(no_backward(stack, x))
         given, runs = x.dtype, []
@@ -78,13 +70,8 @@ class Plain(ByLevel):
         return y, last, list(kept)
 
     def run_level_backward(
-        self,
-        stack: Stack,
-        weights: Sequence[Weights],
-        kept: list[list[Chunk]],
-        dy: Array,
-        dstate: Parts,
-    ) -> tuple[list[Weights], Array, Sequence[Array]]:
+        self, stack: Stack, weights: Any, kept: Any, dy: Array, dstate: Parts
+    ) -> Made:
         """Run the directions of one level backward; see `Engine`."""
         size, dx, xp, given = stack.cell.output_size, None, array_namespace(dy=dy), dy.dtype
         weights, (dy, *dstate) = computable(xp, given, weights, [dy, *dstate])
@@ -138,7 +125,7 @@ def run(
     y = np.empty((steps, batch, loop.cell.output_size), x.dtype) if len(starts) > 1 else None
     for start in reversed(starts) if loop.reverse else starts:
         stop = min(start + size, steps)
-        own = loop._replace(valid=valid_of(ragged and ragged.part(start, stop)))
+        own = loop._replace(valid=ragged and ragged.part(start, stop))
         part, state, tape = recurrence.run(own, w, x[start:stop, ...], state, keep=keep)
         if y is not None:
             y[start:stop, ...] = part

@@ -11,7 +11,6 @@ cell without a backward step JAX derives the gradient of the forward function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from jax import lax
 
 from rnn_xp.backend import Array
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.engines.base import ByLevel, Parts, Ragged, Stack, of_direction, stacked, valid_of
+from rnn_xp.engines.base import ByLevel, Made, Parts, Run, Stack, of_direction, stacked, valid_of
 from rnn_xp.recurrence import Loop, Tape, hold, input_product, rows, sums, zeroed
 
 
@@ -29,22 +28,13 @@ class Scan(ByLevel):
 
     title = "scan"
 
-    def run_level(
-        self,
-        stack: Stack,
-        weights: Sequence[Weights],
-        x: Array,
-        state: Parts,
-        ragged: Ragged | None,
-        *,
-        keep: bool,
-    ) -> tuple[Array, Sequence[Array], list[Any]]:
+    def run_level(self, how: Run, weights: Any, x: Array, state: Parts) -> Made:
         """Run the directions of one level; see `Engine`.
 
         With and without `keep` it is the same compiled function, with the same bits; inside a
         caller's `jax.jit`, what is not used afterwards is not computed.
         """
-        cell, valid = stack.cell, valid_of(ragged)
+        stack, cell, valid = how.stack, how.stack.cell, valid_of(how.ragged)
         firsts = [full(cell, of_direction(state, d), x) for d in range(len(weights))]
         runs = [
             _run(cell, reverse, w, x, first, valid)
@@ -56,13 +46,8 @@ class Scan(ByLevel):
         return y, stacked(states), [(each, valid) for each in kept]
 
     def run_level_backward(
-        self,
-        stack: Stack,
-        weights: Sequence[Weights],
-        kept: list[Any],
-        dy: Array,
-        dstate: Parts,
-    ) -> tuple[list[Weights], Array, Sequence[Array]]:
+        self, stack: Stack, weights: Any, kept: Any, dy: Array, dstate: Parts
+    ) -> Made:
         """Run the directions of one level backward; see `Engine`."""
         cell = stack.cell
         backward = _run_backward if cell.has_backward else _derived

@@ -18,19 +18,18 @@ from torch.autograd.forward_ad import unpack_dual
 from rnn_xp.backend import Array
 from rnn_xp.cells.base import Weights
 from rnn_xp.engines import native
-from rnn_xp.engines.base import ByLevel, Engine, Params, Parts, Ragged, Stack
+from rnn_xp.engines.base import ByLevel, Engine, Made, Params, Parts, Ragged, Run, Stack
 from rnn_xp.engines.plain import PLAIN
 
 HostArray = np.ndarray[Any, Any]
 
 
-class Packed(NamedTuple):
+class Hosted(NamedTuple):
     """Prepared weights of a level."""
 
     weights: Sequence[Weights]
     """The tensors, for the core in case that x is watched."""
-    packed: HostArray
-    """As the kernels arrange them."""
+    packed: native.Packed
 
 
 class Kept(NamedTuple):
@@ -58,41 +57,34 @@ class Tensors(ByLevel):
         kernels = native.kernels_for(next(iter(host[0].values())), stack.cell)
         if kernels is None:
             return weights
-        return list(map(Packed, weights, kernels.prepare(stack, host[0])))
+        return list(map(Hosted, weights, kernels.prepare(stack, host[0])))
 
-    def run_level(
-        self,
-        stack: Stack,
-        weights: Any,
-        x: Array,
-        state: Parts,
-        ragged: Ragged | None,
-        *,
-        keep: bool,
-    ) -> tuple[Array, Sequence[Array], Kept]:
+    def run_level(self, how: Run, weights: Any, x: Array, state: Parts) -> Made:
         """Run the directions of one level; see `Engine`."""
-        if keep and not stack.cell.has_backward:
+        stack, ragged, *_ = how
+        if how.keep and not stack.cell.has_backward:
             with torch.no_grad():
-                y, last, _ = PLAIN.run_level(stack, weights, x, state, ragged, keep=False)
-            return y, last, Kept(self, None, x, state, ragged)
+                y, last, _ = PLAIN.run_level(how._replace(keep=False), weights, x, state)
+            return y, last, Kept(self, None, x, _copies(state), ragged)
         # The core runs on tensors, not on their arrays: the threads of NumPy's products spin for a
         # while after each, and PyTorch's next operations would take three times as long.
-        weights, packed = weights if type(weights) is Packed else (weights, None)
+        weights, packed = weights if type(weights) is Hosted else (weights, None)
         hosts = _hosted(x, *state, *(weights if packed is None else ()))
         kernels = None if hosts is None else native.kernels_for(hosts[0], stack.cell)
         if hosts is None or kernels is None:
-            y, last, kept = PLAIN.run_level(stack, weights, x, state, ragged, keep=keep)
+            y, last, kept = PLAIN.run_level(how, weights, x, state)
             return y, last, Kept(PLAIN, kept, x, state, ragged)
         count = 1 + len(state)
         own = kernels.of_directions(hosts[count:]) if packed is None else packed
         host_x, *host_state = hosts[:count]
-        y, last, kept = kernels.run_level(stack, own, host_x, host_state, ragged, keep=keep)
+        y, last, kept = kernels.run_level(how, own, host_x, host_state)
         tensors = [torch.from_numpy(part) for part in last]
-        return torch.from_numpy(y), tensors, Kept(kernels, kept, x, state, ragged)
+        ours = Kept(kernels, kept, x, _copies(state), ragged) if how.keep else None
+        return torch.from_numpy(y), tensors, ours
 
     def run_level_backward(
-        self, stack: Stack, weights: Sequence[Weights], kept: Kept, dy: Array, dstate: Parts
-    ) -> tuple[list[Weights], Array, Sequence[Array]]:
+        self, stack: Stack, weights: Any, kept: Kept, dy: Array, dstate: Parts
+    ) -> Made:
         """Run the directions of one level backward; see `Engine`."""
         if kept.engine is self:
             return self._derived(stack, weights, kept, dy, dstate)
@@ -100,9 +92,8 @@ class Tensors(ByLevel):
             return PLAIN.run_level_backward(stack, weights, kept.kept, dy, dstate)
         hosts = _hosted(dy, *dstate, *weights)
         if hosts is None:  # watched since the forward run: the core does both
-            _, _, again = PLAIN.run_level(
-                stack, weights, kept.x, kept.state, kept.ragged, keep=True
-            )
+            how = Run(stack, kept.ragged, keep=True)
+            _, _, again = PLAIN.run_level(how, weights, kept.x, kept.state)
             return PLAIN.run_level_backward(stack, weights, again, dy, dstate)
         count = 1 + len(dstate)
         own, (host_dy, *host_dstate) = hosts[count:], hosts[:count]
@@ -128,13 +119,18 @@ class Tensors(ByLevel):
         ]
 
         def forward(weights: Any, x: Array, state: Any) -> Any:
-            y, last, _ = PLAIN.run_level(stack, weights, x, state, kept.ragged, keep=False)
+            y, last, _ = PLAIN.run_level(Run(stack, kept.ragged), weights, x, state)
             return y, last
 
         (_, last), pull = torch.func.vjp(forward, list(weights), kept.x, state)
         zeros = [torch.zeros_like(a) if d is None else d for a, d in zip(last, dstate, strict=True)]
         made: tuple[list[Weights], Array, Sequence[Array]] = pull((dy, zeros))
         return made
+
+
+def _copies(state: Parts) -> Parts:
+    """Return copies of a state: the caller may change his before the backward run."""
+    return [None if part is None else part.clone() for part in state]
 
 
 def _hosted(*given: Any) -> list[Any] | None:

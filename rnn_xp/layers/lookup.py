@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp.backend import Array
-from rnn_xp.engines import Ragged, Stack, native
+from rnn_xp.engines import Ragged, Run, Stack, native
 from rnn_xp.engines.around import product
 from rnn_xp.layers.base import Params
 from rnn_xp.layers.checks import (
@@ -125,7 +125,7 @@ def forward(
         ragged = Ragged.of(check_lengths(lengths, steps, batch), steps, like)
     drop = layer.drop(dropout_seed)
     own = kernels.weights(stack, params)
-    y, last, kept = kernels.run(stack, own, x.indices, parts, ragged=ragged, drop=drop, keep=True)
+    y, last, kept = kernels.run(Run(stack, ragged, drop, True), own, x.indices, parts)
     cache = Cache(layer, stack, params, table, kernels, kept, y.shape)
     return y, last[0] if len(last) == 1 else last, cache
 

@@ -12,6 +12,8 @@ from rnn_xp.backend import (
     Array,
     array_namespace,
     device_of,
+    dtype_name,
+    is_floating,
     like_of,
     on_its_device,
     sum_of_rows,
@@ -90,6 +92,8 @@ class Pool(Layer):
         """
         check_is_given("x", x)
         xp = array_namespace(x=x)
+        if not is_floating(x):
+            raise TypeError(f"x must be floating-point, got {dtype_name(x.dtype)}")
         if x.ndim != 3 or 0 in x.shape:
             raise ValueError(f"x must have shape (T, B, F), none of them 0, got {tuple(x.shape)}")
         weights = self._weights(x, lengths)

@@ -17,7 +17,7 @@ from rnn_xp import cells
 from rnn_xp import init as init_
 from rnn_xp.backend import Array, copy_of, known_namespace, on_its_device
 from rnn_xp.cells import Cell
-from rnn_xp.engines import Drop, Engine, Parts, Ragged, Stack, engine
+from rnn_xp.engines import Drop, Engine, Parts, Ragged, Run, Stack, engine
 from rnn_xp.layers.base import Layer, Params
 from rnn_xp.layers.checks import (
     check_cache,
@@ -61,8 +61,7 @@ class Cache:
     layer: Recurrent
     arrays: tuple[Array, ...]
     """The parameters, in the order of `shapes`."""
-    engine: Engine
-    weights: list[Any]
+    engine: Any
     kept: Any
     shape: tuple[int, ...]
     """Of y."""
@@ -199,20 +198,17 @@ class Recurrent(Layer):
         ValueError
             If a shape, a length or a parameter's name is wrong.
         """
-        chosen: Engine | None
+        done: Any = None
         if type(params) is Prepared:
             if params.layer is not self and params.layer != self:
                 raise ValueError(f"params were prepared by {params.layer}, not by {self}")
-            chosen, weights = params.engine, params.weights
-        else:
-            chosen, weights = self._bound(params)
-        done = None
-        if lengths is None and chosen is not None:
-            done = chosen.attempt(self.stack, weights, x, state, keep=False)
-        if done is None:
-            done = self._run(params, x, state, lengths)
-        last = done[1]
-        return done[0], last[0] if len(last) == 1 else last
+            if lengths is None:
+                done = params.engine.attempt(self.stack, params.weights, x, state, False)
+        elif lengths is None:
+            chosen = self._known_engine(params)
+            done = chosen and chosen.attempt(self.stack, params, x, state, False)
+        y, last, _ = done or self._run(params, x, state, lengths)
+        return y, last[0] if len(last) == 1 else last
 
     def forward(
         self,
@@ -243,14 +239,12 @@ class Recurrent(Layer):
         """
         drop = self.drop(dropout_seed)
         if lengths is None and drop is None:
-            chosen, weights = self._bound(params)
-            if chosen is not None:
-                done = chosen.attempt(self.stack, weights, x, state, keep=True)
-                if done is not None:
-                    y, last, kept = done
-                    arrays = self.stack.arrays(params)
-                    cache = Cache(self, arrays, chosen, weights, kept, y.shape)
-                    return y, last[0] if len(last) == 1 else last, cache
+            chosen = self._known_engine(params)
+            done = chosen and chosen.attempt(self.stack, params, x, state, True)
+            if done:
+                y, last, kept = done
+                cache = Cache(self, self.stack.arrays(params), chosen, kept, y.shape)
+                return y, last[0] if len(last) == 1 else last, cache
         y, last, made = self._run(params, x, state, lengths, drop, keep=True)
         return y, last[0] if len(last) == 1 else last, made
 
@@ -283,8 +277,7 @@ class Recurrent(Layer):
         check_cache(self, cache)
         if self._has(params, cache.arrays):
             use_once(cache)
-            given = cache.weights, cache.kept, dy, dstate
-            done = cache.engine.attempt_backward(self.stack, *given)
+            done = cache.engine.attempt_backward(self.stack, params, cache.kept, dy, dstate)
             if done is None:  # a gradient is not plain: the checks say what is wrong
                 cache.used = False
         else:
@@ -315,18 +308,15 @@ class Recurrent(Layer):
             return None
         return lambda level, x: dropout_mask(spawn(seed, level), self.dropout, x)
 
-    def _bound(self, params: Any) -> tuple[Engine | None, list[Any]]:
-        """Return the engine for unchecked parameters, and the weights as it takes them.
+    def _known_engine(self, params: Any) -> Engine | None:
+        """Return the engine for unchecked parameters.
 
         None where it cannot be told at once that they have the right names and a known kind.
         """
         if type(params) is not dict or params.keys() != self.shapes.keys():
-            return None, []
+            return None
         like = next(iter(params.values()))
-        if known_namespace(like) is None:
-            return None, []
-        chosen = self._engine(like)
-        return chosen, chosen.weights(self.stack, params)
+        return None if known_namespace(like) is None else self._engine(like)
 
     def _has(self, params: Any, arrays: tuple[Array, ...]) -> bool:
         """Tell at once that `params` hold these very arrays; False says nothing."""
@@ -362,15 +352,14 @@ class Recurrent(Layer):
         x = x if batched else x[:, None, :]
         ragged = self._ragged(lengths, x, like, batched=batched)
         parts = self._parts("state", state, x.shape[1], like, batched=batched)
-        y, last, kept = chosen.run(
-            self.stack, weights, x, parts, ragged=ragged, drop=drop, keep=keep
-        )
+        how = Run(self.stack, ragged, drop, keep)
+        y, last, kept = chosen.run(how, weights, x, parts)
         if not batched:
             y, last = y[:, 0, :], tuple(part[:, 0, :] for part in last)
         if not keep:
             return y, last, None
         arrays = self.stack.arrays(given)
-        return y, last, Cache(self, arrays, chosen, weights, kept, tuple(y.shape))
+        return y, last, Cache(self, arrays, chosen, kept, tuple(y.shape))
 
     @on_its_device
     def _run_backward(

@@ -12,10 +12,14 @@ from rnn_xp.onnx.activations import Function
 class AnyCell(Cell):
     """What the cells below share."""
 
-    def __init__(self, hidden_size: int, functions: Sequence[Function], clip: float | None) -> None:
+    coupled = peephole = reset_after = False
+
+    def __init__(
+        self, hidden_size: int, functions: Sequence[Function], clip: float | None, **options: bool
+    ) -> None:
         super().__init__(hidden_size)
-        self.functions = functions
-        self.clip = clip
+        self.functions, self.clip = functions, clip
+        vars(self).update(options)
 
 
 class AnyElman(AnyCell):
@@ -43,17 +47,6 @@ class AnyLSTM(AnyCell):
     gates = 4
     state = ("h", "c")
 
-    def __init__(
-        self,
-        hidden_size: int,
-        functions: Sequence[Function],
-        clip: float | None,
-        coupled: bool,
-        peephole: bool,
-    ) -> None:
-        super().__init__(hidden_size, functions, clip)
-        self.coupled, self.peephole = coupled, peephole
-
     def shapes(self, input_size: int, bias: bool) -> dict[str, tuple[int, ...]]:
         own = {"weight_peephole": (3, self.hidden_size)} if self.peephole else {}
         return super().shapes(input_size, bias) | own
@@ -63,14 +56,12 @@ class AnyLSTM(AnyCell):
         h, c = state
         a_i, a_f, a_g, a_o = split(a + product(w, "hh", h), 4)
         if self.peephole:
-            a_i, a_f = (
-                a_i + w["weight_peephole"][0, ...] * c,
-                a_f + w["weight_peephole"][1, ...] * c,
-            )
+            p_i, p_f, p_o = (w["weight_peephole"][k, ...] for k in range(3))
+            a_i, a_f = a_i + p_i * c, a_f + p_f * c
         i = gate(xp, a_i, clip)
         f = 1.0 - i if self.coupled else gate(xp, a_f, clip)
         c = f * c + i * candidate(xp, a_g, clip)
-        o = gate(xp, a_o + w["weight_peephole"][2, ...] * c if self.peephole else a_o, clip)
+        o = gate(xp, a_o + p_o * c if self.peephole else a_o, clip)
         return (o * output(xp, c), c), ()
 
 
@@ -81,12 +72,6 @@ class AnyGRU(AnyCell):
     """
 
     gates = 3
-
-    def __init__(
-        self, hidden_size: int, functions: Sequence[Function], clip: float | None, reset_after: bool
-    ) -> None:
-        super().__init__(hidden_size, functions, clip)
-        self.reset_after = reset_after
 
     def step(self, xp: Namespace, w: Weights, a: Array, state: State) -> tuple[State, Kept]:
         (gate, candidate), clip, (h,) = self.functions, self.clip, state

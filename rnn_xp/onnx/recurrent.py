@@ -15,7 +15,7 @@ from rnn_xp.backend import (
     to_numpy,
 )
 from rnn_xp.cells.base import Cell, Weights
-from rnn_xp.engines import Engine, Ragged, Stack, engine
+from rnn_xp.engines import Engine, Ragged, Run, Stack, engine
 from rnn_xp.onnx.activations import Function, functions
 from rnn_xp.onnx.cells import AnyElman, AnyGRU, AnyLSTM
 
@@ -157,10 +157,10 @@ class RecurrentNode:
         if self.operator == "LSTM":
             if plain:
                 return (cells.PeepholeLSTM if peephole else cells.LSTM)(hidden)
-            return AnyLSTM(hidden, chosen, self.clip, self.coupled, peephole)
+            return AnyLSTM(hidden, chosen, self.clip, coupled=self.coupled, peephole=peephole)
         if plain:
             return (cells.GRU if self.reset_after else cells.ResetBeforeGRU)(hidden)
-        return AnyGRU(hidden, chosen, self.clip, self.reset_after)
+        return AnyGRU(hidden, chosen, self.clip, reset_after=self.reset_after)
 
     # A run
 
@@ -181,7 +181,7 @@ class RecurrentNode:
         outputs, states = [], []
         for d, (stack, chosen, weights) in enumerate(folds):
             state = [None if part is None else part[d : d + 1, ...] for part in parts]
-            y, last, _ = chosen.run(stack, weights, x, state, ragged=ragged)
+            y, last, _ = chosen.run(Run(stack, ragged), weights, x, state)
             outputs.append(y)
             states.append(last)
         return self._arranged(outputs, states)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rnn_xp.backend import Array, Namespace, array_namespace
-from rnn_xp.cells.base import Weights
-from rnn_xp.engines.base import ByLevel, Parts, Ragged, Stack, of_direction, stacked, valid_of
+from rnn_xp.engines.base import (
+    ByLevel,
+    Made,
+    Parts,
+    Ragged,
+    Run,
+    Stack,
+    of_direction,
+    stacked,
+    valid_of,
+)
 from rnn_xp.engines.cuda.fused import Fused
 from rnn_xp.engines.cuda.streams import Places, one_by_one
 from rnn_xp.recurrence import Loop
@@ -32,17 +40,9 @@ class Directions(ByLevel):
         """What the doctor calls it."""
         return type(self.each).__name__.lower() + ("" if self.places is one_by_one else " pair")
 
-    def run_level(
-        self,
-        stack: Stack,
-        weights: Sequence[Weights],
-        x: Array,
-        state: Parts,
-        ragged: Ragged | None,
-        *,
-        keep: bool,
-    ) -> tuple[Array, Sequence[Array], list[Any]]:
+    def run_level(self, how: Run, weights: Any, x: Array, state: Parts) -> Made:
         """Run the directions of one level; see `Engine`."""
+        stack, ragged, _, keep = how
         xp, runs = array_namespace(x=x), []
         loops = loops_of(stack, xp, ragged)
         with self.places(len(loops)) as places:
@@ -55,15 +55,10 @@ class Directions(ByLevel):
         return y, stacked(states), list(zip(loops, kept, strict=True))
 
     def run_level_backward(
-        self,
-        stack: Stack,
-        weights: Sequence[Weights],
-        kept: list[Any],
-        dy: Array,
-        dstate: Parts,
-    ) -> tuple[list[Weights], Array, Sequence[Array]]:
+        self, stack: Stack, weights: Any, kept: Any, dy: Array, dstate: Parts
+    ) -> Made:
         """Run the directions of one level backward; see `Engine`."""
-        size, runs = stack.cell.output_size, []
+        xp, size, runs = array_namespace(dy=dy), stack.cell.output_size, []
         with self.places(len(kept)) as places:
             for d, ((loop, own), place) in enumerate(zip(kept, places, strict=True)):
                 part = dy[:, :, d * size : (d + 1) * size]
@@ -73,7 +68,7 @@ class Directions(ByLevel):
         gradients, parts, states = zip(*runs, strict=True)
         dx = parts[0]
         for part in parts[1:]:
-            dx += part  # its memory is this engine's own
+            dx = xp.add(dx, part, out=dx)
         return list(gradients), dx, stacked(states)
 
 

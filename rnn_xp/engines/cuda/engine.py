@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from rnn_xp.backend import Array, Namespace, array_namespace
 from rnn_xp.cells.base import Cell
-from rnn_xp.engines.base import Drop, Engine, Params, Parts, Ragged, Stack
+from rnn_xp.engines.base import Engine, Made, Params, Parts, Run, Stack
 from rnn_xp.engines.cuda import fused, persistent, plan, trial
 from rnn_xp.engines.cuda.directions import Directions
 from rnn_xp.engines.cuda.fused import Fused
@@ -145,32 +145,22 @@ class Cuda(Engine):
         contiguous = array_namespace(like=next(iter(params.values()))).ascontiguousarray
         return super().weights(stack, {name: contiguous(a) for name, a in params.items()})
 
-    def run(
-        self,
-        stack: Stack,
-        weights: list[Any],
-        x: Array,
-        state: Parts,
-        *,
-        ragged: Ragged | None = None,
-        drop: Drop | None = None,
-        keep: bool = False,
-    ) -> tuple[Array, tuple[Array, ...], Any]:
+    def run(self, how: Run, weights: list[Any], x: Array, state: Parts) -> Made:
         """Run all levels over x; see `Engine`."""
-        levels, xp = stack.levels if drop is None else 1, array_namespace(x=x)
+        stack, xp = how.stack, array_namespace(x=x)
+        levels = stack.levels if how.drop is None else 1
         sizes = x.shape[:2], xp, len(stack.reverse), levels
         engine = self._best(self._device(), stack.cell, x.dtype, *sizes)
-        how: dict[str, Any] = {"ragged": ragged, "drop": drop, "keep": keep}
         try:
-            y, last, kept = engine.run(stack, weights, x, state, **how)
+            y, last, kept = engine.run(how, weights, x, state)
         except KernelError as error:
             self._leave(stack.cell, x.dtype, error)
-            return self.run(stack, weights, x, state, **how)
-        return y, last, Kept(engine, kept) if keep else None
+            return self.run(how, weights, x, state)
+        return y, last, Kept(engine, kept) if how.keep else None
 
     def run_backward(
         self, stack: Stack, weights: list[Any], kept: Kept, dy: Array, dstate: Parts
-    ) -> tuple[list[Any], Array, tuple[Array, ...]]:
+    ) -> Made:
         """Run all levels backward through time; see `Engine`."""
         try:
             return kept.engine.run_backward(stack, weights, kept.kept, dy, dstate)

@@ -17,15 +17,15 @@ from typing import Any
 from rnn_xp.backend import Array, Namespace, array_namespace, is_half, like_dtype
 from rnn_xp.cells.base import Weights
 from rnn_xp.engines.base import (
-    Drop,
+    Made,
     Parts,
     Ragged,
+    Run,
     Stack,
     joined,
     of_direction,
     of_level,
     stacked,
-    valid_of,
 )
 from rnn_xp.engines.cuda.directions import Directions, loops_of
 from rnn_xp.engines.cuda.fused import Fused, Kept, blank, gradients
@@ -56,21 +56,11 @@ class Wave(Directions):
         """What the doctor calls it."""
         return f"{type(self.each).__name__.lower()} wave"
 
-    def run(
-        self,
-        stack: Stack,
-        weights: list[Any],
-        x: Array,
-        state: Parts,
-        *,
-        ragged: Ragged | None = None,
-        drop: Drop | None = None,
-        keep: bool = False,
-    ) -> tuple[Array, tuple[Array, ...], Any]:
+    def run(self, how: Run, weights: list[Any], x: Array, state: Parts) -> Made:
         """Run every level over x; see `Engine`."""
+        stack, ragged, drop, keep = how
         if drop is not None:
-            how: dict[str, Any] = {"ragged": ragged, "drop": drop, "keep": keep}
-            return super().run(stack, weights, x, state, **how)
+            return super().run(how, weights, x, state)
         (loop,), each = loops_of(stack, array_namespace(x=x), ragged), self.each
         cell, xp, valid, _ = loop
         x = zeroed(xp, valid, x)
@@ -102,7 +92,7 @@ class Wave(Directions):
 
     def run_backward(
         self, stack: Stack, weights: list[Any], kept: Any, dy: Array, dstate: Parts
-    ) -> tuple[list[Any], Array, tuple[Array, ...]]:
+    ) -> Made:
         """Run every level backward through time; see `Engine`."""
         if isinstance(kept, list):  # with dropout
             return super().run_backward(stack, weights, kept, dy, dstate)
@@ -164,8 +154,7 @@ def _add(xp: Namespace, sums: dict[str, Array], made: Weights) -> None:
         total, more = (
             xp.astype(a, xp.float32) if is_half(xp, a.dtype) else a for a in (sums[name], part)
         )
-        total += more  # its memory is this engine's own
-        sums[name] = total
+        sums[name] = xp.add(total, more, out=total)
 
 
 def _chunks(
@@ -174,5 +163,4 @@ def _chunks(
     """Yield where each chunk begins and ends, and its loop."""
     for begin in range(0, steps, chunk):
         end = min(begin + chunk, steps)
-        own = None if ragged is None else ragged.part(begin, end)
-        yield begin, end, loop._replace(valid=valid_of(own))
+        yield begin, end, loop._replace(valid=ragged and ragged.part(begin, end))

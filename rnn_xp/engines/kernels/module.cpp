@@ -92,12 +92,9 @@ class Arguments {
   const void* input(int64_t bytes) { return array(bytes, false); }
   const void* input_or_none(int64_t bytes) { return array(bytes, false, true); }
   void* output(int64_t bytes) { return array(bytes, true); }
-  void* output_or_none(int64_t bytes) { return array(bytes, true, true); }
 
   // An array with gaps; `lies` must follow.
-  const void* spread(int64_t bytes, bool optional = false) {
-    return array(bytes, false, optional, false);
-  }
+  const void* spread(int64_t bytes) { return array(bytes, false, false, false); }
 
   struct Axis {
     int64_t count, step;  // step: in numbers, from one to the next
@@ -269,8 +266,8 @@ PyObject* kernel_names(PyObject*, PyObject*) {
 
 // What the calls that run a cell begin with:
 //
-//   sizes    (kernels, cell, itemsize, I, H, way, least): which way is FORWARD, BACKWARD or, of two
-//            directions, BOTH; least is the shortest length that there may be
+//   sizes    (kernels, cell, itemsize, I, H, way, looks_up): which way is FORWARD, BACKWARD or, of two
+//            directions, BOTH; whether x is indices
 //   threads, split
 //   type, empty, dtype    of NumPy's arrays: their type, what makes one, and the numbers' dtype
 //
@@ -286,15 +283,15 @@ struct Setting {
     }
     Arguments in(args, 3);
     int64_t which, cell, item;
-    in.integers({&which, &cell, &item, &call.I, &call.H, &way, &least});
+    in.integers({&which, &cell, &item, &call.I, &call.H, &way, &looks_up});
     threads = in.integer();
     call.split = (int)in.integer();
     if (!in.done()) return false;
     call.cell = (int)cell, call.is_double = item == 8;
     const double I = (double)call.I + 64, H = (double)call.H + 64;
     const bool good = known(which) && cell >= 0 && cell < CELL_KINDS && (item == 4 || item == 8) &&
-                      call.I > 0 && call.H > 0 && way >= FORWARD && way <= BOTH && least >= 0 &&
-                      H * (I + H) < MOST && PyType_Check(args[3]);
+                      call.I > 0 && call.H > 0 && way >= FORWARD && way <= BOTH && looks_up >= 0 &&
+                      looks_up <= 1 && H * (I + H) < MOST && PyType_Check(args[3]);
     if (!good) return refuse();
     kernels = all_kernels[which];
     type = (PyTypeObject*)args[3], empty = args[4], dtype = args[5];
@@ -312,7 +309,7 @@ struct Setting {
   bool reverse(int d) const { return way == BOTH ? d == 1 : way == BACKWARD; }
 
   const Kernels* kernels;
-  int64_t threads, way, least;
+  int64_t threads, way, looks_up;
   PyTypeObject* type;
   PyObject *empty, *dtype;
   const char* format;
@@ -407,7 +404,7 @@ class Made {
 
  private:
   PyObject* object_ = nullptr;
-  Lent lent_;  // given back before the array
+  Lent lent_;  // it holds the array, too
 };
 
 // What the kernels keep for themselves in an array, as much for each direction: it begins on a line,
@@ -513,9 +510,9 @@ struct Given {
 // the lengths (B,), or None.
 struct Input {
   bool take(PyObject* given, PyObject* lengths, Call& call, const Setting& set) {
-    if (x_.take_rows(given, set, call.I, call.ldx))
+    if (!set.looks_up && x_.take_rows(given, set, call.I, call.ldx))
       call.x = x_.view.buf;
-    else if (indices_.take_integers(given, set) && indices_.view.ndim == 2)
+    else if (set.looks_up && indices_.take_integers(given, set) && indices_.view.ndim == 2)
       call.indices = (const int64_t*)indices_.view.buf;
     else
       return false;
@@ -528,7 +525,7 @@ struct Input {
     if (!lengths_.take_integers(lengths, set) || !lengths_.has({call.B})) return false;
     call.lengths = (const int64_t*)lengths_.view.buf;
     for (int64_t k = 0; k < call.B; k++)
-      if (call.lengths[k] < set.least || call.lengths[k] > call.T) return false;
+      if (call.lengths[k] < 0 || call.lengths[k] > call.T) return false;
     return true;
   }
 
