@@ -146,14 +146,19 @@ def load(
         cell that is not given, or its tensors do not fit its model.
     OSError
         If the file cannot be read.
+    TypeError
+        If `cells` are no cells.
     """
+    given = () if callable(cells) else tuple(cells or ())
+    if callable(cells) or not all(map(callable, given)):
+        raise TypeError(f"cells must be a list of Cell classes, got {cells!r}")
     arrays, metadata = read_tensors(path)
     found = metadata.get("format")
     if found != FORMAT:
         what = f"the format {found!r}" if found else "no rnn_xp model description"
         raise CheckpointError(f"{path} has {what}: expected the format {FORMAT!r}")
     try:
-        model = _build(json.loads(metadata["model"]), tuple(cells))
+        model = _build(json.loads(metadata["model"]), given)
         vocabulary = json.loads(metadata.get("vocabulary", "null"))
         task = json.loads(metadata.get("task", "{}"))
         training = json.loads(metadata.get("training", "{}"))

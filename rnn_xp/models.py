@@ -255,7 +255,7 @@ def recurrent_layer(cell: str | Factory) -> Callable[..., Recurrent]:
     if callable(cell):
         return partial(Recurrent, cell)
     if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, or a Cell class, got {cell!r}")
     return _RECURRENT[cell]
 
 

@@ -32,6 +32,8 @@ from rnn_xp.backend import (
 )
 from rnn_xp.cells.base import Cell
 from rnn_xp.errors import first_line
+from rnn_xp.layers.recurrent import Recurrent
+from rnn_xp.layers.recurrent import made as cell_made
 from rnn_xp.random import generator
 
 Host = np.ndarray[Any, Any]
@@ -74,18 +76,26 @@ def check_cell(
     BackendError
         If one of `backends` cannot be used.
     """
-    from rnn_xp import Recurrent
-
     places = _places(backends)
-    with _told(f"{cell!r}, called with hidden_size={hidden_size}"):
-        made = cell(hidden_size)
-    if not isinstance(made, Cell):
-        raise AssertionError(f"{cell!r} must return a Cell, got {type(made).__name__}")
-    _check_form(made, input_size)
+    made = check_form(cell, hidden_size, input_size)
     single = [Recurrent(cell, input_size, hidden_size, bias=bias) for bias in (True, False)]
     both = Recurrent(cell, input_size, hidden_size, bidirectional=True)
     deep = Recurrent(cell, input_size, hidden_size, 2, bidirectional=True)
     _check_layers(repr(made), single, both, deep, places)
+
+
+def check_form(cell: Callable[[int], Cell], hidden_size: int = 4, input_size: int = 3) -> Cell:
+    """Check what a cell's own functions take and return, for one step on NumPy; return the cell.
+
+    Raises
+    ------
+    AssertionError
+        At the first fault.
+    """
+    with _told("the cell"):
+        made = cell_made(cell, hidden_size)
+    _check_form(made, input_size)
+    return made
 
 
 def check_layer(layer: Layer, *, backends: Sequence[str] | None = None) -> None:
@@ -102,6 +112,9 @@ def check_layer(layer: Layer, *, backends: Sequence[str] | None = None) -> None:
     AssertionError, BackendError
         As `check_cell`.
     """
+    right = not isinstance(layer, type) and getattr(layer, "has_state", True)
+    right = right and all(hasattr(layer, name) for name in ("forward", "backward", "shapes"))
+    _expect(right, f"expected a recurrent layer, got {layer!r}")
     places, cell = _places(backends), _cell_of(layer)
     if cell is not None:
         _check_form(cell, layer.input_size)
@@ -110,6 +123,8 @@ def check_layer(layer: Layer, *, backends: Sequence[str] | None = None) -> None:
 
 def _places(names: Sequence[str] | None) -> list[Backend]:
     """Return the backends to check, NumPy first."""
+    if isinstance(names, str):
+        names = [names]
     if names is None:
         names = [name for name, status in available().items() if status.usable]
     return [select(name) for name in dict.fromkeys(("numpy", *names))]
@@ -191,10 +206,6 @@ def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
 
 def _check_form(cell: Cell, input_size: int) -> None:
     name, gates = repr(cell), cell.gates
-    parts: Any = cell.state
-    _expect(type(gates) is int and gates > 0, f"{name}: gates must be an int >= 1, got {gates!r}")
-    named = isinstance(parts, tuple) and parts and all(type(part) is str for part in parts)
-    _expect(named, f"{name}: state must be a tuple of names, got {parts!r}")
     for bias in (True, False):
         with _told(f"{name}: shapes({input_size}, bias={bias})"):
             shapes: Any = cell.shapes(input_size, bias)

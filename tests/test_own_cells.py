@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from targets import Target
 
-from rnn_xp import GRU, Cell, Recurrent, load, save
+from rnn_xp import GRU, Cell, Recurrent, load, save, testing
 from rnn_xp.cells import SLSTM, MinGRU, of_product, product, sigmoid, split
 from rnn_xp.checkpoint import CheckpointError
 from rnn_xp.cli import main
-from rnn_xp.cli.cells import own_cell
+from rnn_xp.cli.cells import run as run_file
 from rnn_xp.layers.base import Layer
 from rnn_xp.models import Chain, character_model, sequence_model
 from rnn_xp.training import Trainer
@@ -51,6 +51,22 @@ NUMBER = 3
 
 
 NUMPY_S: Any = np.int64(2)
+
+
+FAULTY = """
+from my_cells import Own  # the folder of the file is searched, as of a script
+
+class Typo(Own):
+    def step(self, xp, w, a, state):
+        return xp.tahn(a)
+
+class Bare(Own):
+    def step(self, xp, w, a, state):
+        return a[:, :8]
+
+class Forward(Own):
+    step_backward = Own.__mro__[1].step_backward
+"""
 
 
 class Own(Cell):
@@ -100,8 +116,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return an empty folder with a file of cells, and forget afterwards what it ran."""
     (tmp_path / "my_cells.py").write_text(SOURCE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    own_cell.cache_clear()
-    monkeypatch.delitem(sys.modules, "my_cells", raising=False)
+    run_file.cache_clear()
+    for name in ("my_cells", "faulty"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
@@ -131,6 +148,9 @@ def test_a_layer_of_a_cell_is_the_layer_of_that_name() -> None:
         (partial(SLSTM, heads=3), ValueError, "heads must divide hidden_size=4, got 3"),
         (type("NoGates", (Own,), {"gates": None}), TypeError, "NoGates must have gates"),
         (type("NoInit", (Own,), {"__init__": lambda *_: None}), TypeError, "must have hidden_size"),
+        (type("NoName", (Own,), {"state": ()}), ValueError, "NoName.state must be a tuple of diff"),
+        (type("Zero", (Own,), {"gates": 0}), ValueError, "Zero.gates must be an integer >= 1"),
+        (lambda size: Own(size + 1), ValueError, "returns a cell of 5 units"),
         (type("NoStep", (Cell,), {"gates": 1}), TypeError, "abstract"),
     ],
 )
@@ -179,6 +199,58 @@ def test_a_gradient_that_the_library_derives(target: Target, pair: Any, lengths:
         np.testing.assert_allclose(value, expected[name], rtol=1e-12, atol=1e-13, err_msg=name)
 
 
+class Skip(Cell):
+    """An Elman cell that keeps the h before as a part of the state."""
+
+    gates = 1
+    state = ("h", "old")
+
+    def step(self, xp: Any, w: Any, a: Any, state: Any) -> Any:
+        h, old = state
+        new = xp.tanh(a + product(w, "hh", h) + 0.5 * old)
+        return (new, h), (new,)
+
+    def step_backward(self, xp: Any, w: Any, dstate: Any, kept: Any) -> Any:
+        (dh, dold), (new,) = dstate, kept
+        da = dh * (1 - new * new)
+        return (da @ w["weight_hh"] + dold, 0.5 * da), (da,)
+
+
+def test_a_part_of_the_state_may_stay_as_it_is() -> None:
+    testing.check_cell(Skip, backends=["numpy"])
+    layer = Recurrent(Skip, 2, 4)
+    state = (np.ones((1, 3, 4), np.float32), np.zeros((1, 3, 4), np.float32))
+    for params in (layer.init(0), layer.prepare(layer.init(0))):
+        _, last = layer(params, np.ones((1, 3, 2), np.float32), state)
+        assert not np.shares_memory(last[1], state[0])
+
+
+@pytest.mark.parametrize(
+    ("methods", "error", "said"),
+    [
+        ({"step": lambda *a: (Own.step(*a)[0][0], ())}, TypeError, "step must return two tuples"),
+        ({"step": lambda *a: (Own.step(*a)[0] * 2, ())}, TypeError, "step must return two tuples"),
+        (
+            {"gradients": lambda *a: {k: v.T for k, v in Own.gradients(*a).items()}},
+            ValueError,
+            "gradients must return a gradient of weight_ih of the shape (8, 2), got (2, 8)",
+        ),
+        ({"gradients": lambda *_: {}}, ValueError, "gradient of weight_ih of the shape (8, 2), go"),
+        ({"initial": lambda *_: 1.0}, ValueError, "initial('weight_ih', ...) must return an array"),
+    ],
+)
+def test_what_a_cell_returns_wrongly_is_said(methods: Any, error: Any, said: str) -> None:
+    layer = Recurrent(type("Wrong", (Own,), methods), 2, 4)
+
+    def train() -> None:
+        params = layer.init(0)
+        y, _, cache = layer.forward(params, np.ones((1, 2, 2), np.float32))
+        layer.backward(params, cache, y)
+
+    with pytest.raises(error, match=re.escape(said)):
+        train()
+
+
 # Files
 
 
@@ -189,6 +261,14 @@ def test_a_file_holds_the_cell_s_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has the cell test_own_cells:Own, and it is not g"):
         load(path)
     other = type("Own", (Own,), {"__module__": "elsewhere"})
+    wrong = type(
+        "Own", (Own,), {"step": lambda self, xp, w, a, state: Own.step(self, xp, w, -a, state)}
+    )
+    with pytest.raises(CheckpointError, match="gives other numbers than when the model was saved"):
+        load(path, cells=[wrong])
+    for cells in (Own, ["Own"], [Own(4)]):
+        with pytest.raises(TypeError, match="cells must be a list of Cell classes"):
+            load(path, cells=cells)  # type: ignore[arg-type]
     assert load(path, cells=[other]).model.equations == other(4)  # by its name alone
     assert load(path, cells=[other, Own]).model == layer
     more = type("Own", (Own,), {"__module__": "also_elsewhere"})
@@ -261,9 +341,7 @@ def test_a_text_model_of_a_cell_from_a_file(capsys: pytest.CaptureFixture[str]) 
     train = ("train", "text", "text.txt", "--backend", "numpy", "--hidden-size", "8", *cell)
     assert run(*train, "--max-steps", "3", "--batch-size", "2", "--time-steps", "8") == 0
     said = capsys.readouterr()
-    assert (
-        f"--cell my_cells.py:Own: running the code of {Path('my_cells.py').resolve()}" in said.err
-    )
+    assert f"--cell: running the code of {Path('my_cells.py').resolve()}" in said.err
     for command in (
         ("eval", "model.safetensors", "text.txt"),
         ("sample", "model.safetensors", "--length", "5"),
@@ -298,16 +376,21 @@ def test_the_other_trainings_take_a_cell_from_a_file(
         ("my_cells.py:NUMBER", "NUMBER is no class or function"),
         ("broken.py:Own", "the code of broken.py fails: ZeroDivisionError: division by zero"),
         ("wrong.py:Own", "the code of wrong.py fails: SyntaxError"),
-        ("numpy.py:Own", "a module numpy is in use already: rename the file"),
+        ("numpy.py:Own", "a module numpy is in use already: rename numpy.py"),
         ("my_cells.py:sigmoid", "cell must be a Cell class, or return a Cell"),
+        ("faulty.py:Typo", "step: AttributeError: module 'numpy' has no attribute 'tahn'"),
+        ("faulty.py:Bare", "step must return two tuples, got array"),
+        ("faulty.py:Bare.step", "expected rnn, lstm, gru, "),
+        ("faulty.py:Forward", "has no step_backward: write it, or take --backend torch or jax"),
     ],
 )
 def test_a_wrong_cell_is_one_line(cell: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.py").write_text("1 / 0", encoding="utf-8")
     Path("wrong.py").write_text("class", encoding="utf-8")
+    Path("faulty.py").write_text(FAULTY, encoding="utf-8")
     Path("numpy.py").write_text("", encoding="utf-8")
     try:
-        code = run("train", "series", "--epochs", "1", "--cell", cell)
+        code = run("train", "series", "--backend", "numpy", "--epochs", "1", "--cell", cell)
     except SystemExit as ended:  # argparse's own
         code = int(ended.code or 0)
     lines = capsys.readouterr().err.strip().splitlines()

@@ -1,6 +1,6 @@
 """The cells, a file each, and what the equations of a cell of one's own are written with."""
 
-from rnn_xp.cells.base import Cell, log_sigmoid, of_product, product, sigmoid, split
+from rnn_xp.cells.base import Cell, log_sigmoid, of_product, product, sigmoid, split, total
 from rnn_xp.cells.elman import Elman, ReluElman
 from rnn_xp.cells.gru import GRU, ResetBeforeGRU
 from rnn_xp.cells.indrnn import IndRNN
@@ -33,4 +33,5 @@ __all__ = [
     "projected",
     "sigmoid",
     "split",
+    "total",
 ]

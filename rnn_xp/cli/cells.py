@@ -9,15 +9,36 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rnn_xp.backend import select
 from rnn_xp.errors import first_line
 from rnn_xp.layers.recurrent import Factory
 from rnn_xp.models import CELLS
+from rnn_xp.testing import check_form
 
 
 def cell_of(options: argparse.Namespace) -> str | Factory:
-    """Return the cell that a training was asked for: one of `models.CELLS`, or the user's own."""
+    """Return the cell that a training was asked for: one of `models.CELLS`, or the user's own.
+
+    Raises
+    ------
+    ValueError
+        As `own_cell`, or if a step of it is not as it should be, or cannot be trained there.
+    """
     chosen: str = options.cell
-    return chosen if chosen in CELLS else own_cell(chosen)
+    if chosen in CELLS:
+        return chosen
+    found = own_cell(chosen)
+    backend = select(options.backend, options.device).name
+    try:
+        check_form(found, options.hidden_size)
+    except AssertionError as error:
+        raise ValueError(f"--cell {chosen}: {error}") from error
+    if not found(options.hidden_size).has_backward and backend not in ("torch", "jax"):
+        raise ValueError(
+            f"--cell {chosen} has no step_backward: write it, or take --backend torch or jax, "
+            "which derive it"
+        )
+    return found
 
 
 def own_cells(options: argparse.Namespace) -> list[Factory]:
@@ -26,9 +47,8 @@ def own_cells(options: argparse.Namespace) -> list[Factory]:
     return [own_cell(name) for name in ([named] if isinstance(named, str) else named)]
 
 
-@cache
 def own_cell(name: str) -> Factory:
-    """Run a file, and return what it defines: FILE.py:NAME.
+    """Return what a file defines, FILE.py:NAME; its code is run, once.
 
     Raises
     ------
@@ -39,8 +59,7 @@ def own_cell(name: str) -> Factory:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"--cell {name}: there is no file {file}")
-    print(f"--cell {name}: running the code of {path.resolve()}", file=sys.stderr)
-    module = _run(path, name)
+    module = run(path.resolve())
     found: Any = getattr(module, own, None)
     if not callable(found):
         what = "is no class or function" if hasattr(module, own) else "is not defined there"
@@ -48,14 +67,18 @@ def own_cell(name: str) -> Factory:
     return found  # type: ignore[no-any-return]
 
 
-def _run(path: Path, name: str) -> Any:
+@cache
+def run(path: Path) -> Any:
+    """Run the code of a file, and return it as a module; see `own_cell`."""
     if path.stem in sys.modules:
-        raise ValueError(f"--cell {name}: a module {path.stem} is in use already: rename the file")
+        raise ValueError(f"--cell: a module {path.stem} is in use already: rename {path.name}")
+    print(f"--cell: running the code of {path}", file=sys.stderr)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))  # as Python does with a script
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -63,5 +86,7 @@ def _run(path: Path, name: str) -> Any:
         if isinstance(error, KeyboardInterrupt):
             raise
         where = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"--cell {name}: the code of {path} fails: {where}") from error
+        raise ValueError(f"--cell: the code of {path.name} fails: {where}") from error
+    finally:
+        sys.path.remove(str(path.parent))
     return module

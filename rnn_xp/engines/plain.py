@@ -131,7 +131,14 @@ def run(
             y[start:stop, ...] = part
         if tape is not None:
             chunks.append(Chunk(start, stop, own, tape))
-    return part if y is None else y, copies(loop, state) if keep else state, chunks
+        new: Any = state
+        if not isinstance(new, tuple) or len(new) != len(loop.cell.state):
+            raise TypeError(
+                f"{loop.cell}.step must return two tuples, the parts {loop.cell.state} of the new "
+                "state and what it keeps: rnn_xp.testing.check_cell says more"
+            )
+    # Copies: a cell may return a part of the state as it was.
+    return part if y is None else y, copies(loop, state), chunks
 
 
 def run_backward(
@@ -147,6 +154,13 @@ def run_backward(
             own = widened(xp, own) if len(chunks) > 1 else own
             total[name] = total[name] + own if name in total else own
     dx = parts[0] if len(parts) == 1 else xp.concat(parts if loop.reverse else parts[::-1], axis=0)
+    for name, a in w.items():
+        found = tuple(total[name].shape) if name in total else "none"
+        if found != tuple(a.shape):
+            raise ValueError(
+                f"{loop.cell}.gradients must return a gradient of {name} of the shape "
+                f"{tuple(a.shape)}, got {found}: rnn_xp.testing.check_cell says more"
+            )
     return {name: like_dtype(xp, total[name], a) for name, a in w.items()}, dx, dstate
 
 

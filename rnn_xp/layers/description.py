@@ -6,10 +6,13 @@ who reads the file gives the cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from rnn_xp import cells
 from rnn_xp.layers.base import Layer
@@ -42,8 +45,8 @@ def describe(layer: Layer) -> dict[str, Any]:
             "saved as Recurrent(cell, ...)"
         )
     values = {each.name: getattr(layer, each.name) for each in fields(layer) if each.init}
-    if callable(values.get("cell")):
-        values |= _name(values["cell"])
+    if isinstance(layer, Recurrent) and "cell" in values:
+        values |= _name(values["cell"]) | {"probe": _probe(layer.equations)}
     return {"type": kind, **values}
 
 
@@ -67,10 +70,18 @@ def build(description: Mapping[str, Any], given: Iterable[Factory] = ()) -> Laye
     if not isinstance(kind, str) or kind not in LAYERS:
         raise ValueError(f"unknown layer type {kind!r}")
     try:
-        if kind == Recurrent.__name__:
-            cell, options = _find(values["cell"], tuple(given)), values.pop("options", {})
-            values["cell"] = partial(cell, **options) if options else cell
-        return LAYERS[kind](**values)
+        if kind != Recurrent.__name__:
+            return LAYERS[kind](**values)
+        name, probe = values["cell"], values.pop("probe", None)
+        cell, options = _find(name, tuple(given)), values.pop("options", {})
+        layer = Recurrent(**values | {"cell": partial(cell, **options) if options else cell})
+        found = _probe(layer.equations)
+        if probe and found and not np.allclose(found, probe, rtol=1e-6, atol=1e-9, equal_nan=True):
+            raise UnknownCellError(
+                f"the cell {name} gives other numbers than when the model was saved: its equations "
+                "were changed, or it is another cell of that name"
+            )
+        return layer
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"wrong arguments for {kind}: {error}") from error
 
@@ -88,6 +99,25 @@ def _name(cell: Any) -> dict[str, Any]:
     return {"cell": f"{cell.__module__}:{name}"} | ({"options": options} if options else {})
 
 
+def _probe(cell: Any) -> list[float] | None:
+    """Return a few numbers that a step of the cell gives; None where it does not run on NumPy."""
+
+    def numbers(*shape: int) -> Any:
+        return np.cos(1.7 * np.arange(math.prod(shape)) + len(shape)).reshape(shape)
+
+    try:
+        w = {name: numbers(*shape) for name, shape in cell.shapes(2, True).items()}
+        a, state = numbers(2, cell.gates * cell.hidden_size), map(numbers, *_pairs(cell))
+        new, _ = cell.step(np, w, a, tuple(state))
+        return [float(np.sum(part * numbers(*part.shape))) for part in new]
+    except Exception:  # any: it is the user's code, for another library maybe
+        return None
+
+
+def _pairs(cell: Any) -> tuple[list[int], list[int]]:
+    return [2] * len(cell.state_sizes), list(cell.state_sizes)
+
+
 def _find(name: str, given: tuple[Any, ...]) -> Factory:
     """Return the cell of that name, `module:name`: of those given the name alone may do."""
     module, _, own = name.rpartition(":")
@@ -101,8 +131,10 @@ def _find(name: str, given: tuple[Any, ...]) -> Factory:
     if len(set(exact or same)) == 1:
         cell = (exact or same)[0]
         return cell
-    what = f"{len(same)} cells of that name are given" if same else "it is not given"
+    what = "it is not given"
+    if same:
+        what = f"{len(same)} cells of that name are given, none of the module {module}"
     raise UnknownCellError(
-        f"a layer has the cell {name}, and {what}: load(path, cells=[{own}]), or on the command "
-        f"line --cell FILE.py:{own}"
+        f"a layer has the cell {name}, and {what}: give the one, load(path, cells=[{own}]), or on "
+        f"the command line --cell FILE.py:{own}"
     )

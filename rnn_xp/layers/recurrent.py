@@ -299,7 +299,13 @@ class Recurrent(Layer):
         for level in self.stack.names:
             for names in level:
                 for name, full in names:
-                    drawn[full] = self.equations.initial(name, drawn[full])
+                    own = self.equations.initial(name, drawn[full])
+                    if getattr(own, "shape", None) != drawn[full].shape:
+                        raise ValueError(
+                            f"{self.equations}.initial({name!r}, ...) must return an array of the "
+                            f"shape {drawn[full].shape}, got {own!r:.40}"
+                        )
+                    drawn[full] = own
         return drawn
 
     def drop(self, seed: Seed | None) -> Drop | None:
@@ -417,12 +423,23 @@ def made(factory: Any, hidden_size: int) -> Cell:
             "cell must be a Cell class, or return a Cell when it is called with hidden_size, got "
             f"{factory!r}{why}"
         )
-    for name, kind in (("gates", int), ("hidden_size", int), ("state_sizes", tuple)):
-        if not isinstance(getattr(cell, name, None), kind):
+    kind, parts = type(cell).__name__, getattr(cell, "state", None)
+    gates: Any = getattr(cell, "gates", None)
+    for name in ("gates", "hidden_size", "state_sizes"):
+        if getattr(cell, name, None) is None:
             raise TypeError(
-                f"{type(cell).__name__} must have {name}: set gates in the class, and call "
+                f"{kind} must have {name}: set gates in the class, and call "
                 "super().__init__(hidden_size) in its own __init__"
             )
+    if not isinstance(gates, int) or gates < 1:
+        raise ValueError(f"{kind}.gates must be an integer >= 1, got {gates!r}")
+    if not isinstance(parts, tuple) or not parts or len(set(parts)) < len(parts):
+        raise ValueError(f"{kind}.state must be a tuple of different names, got {parts!r}")
+    if cell.hidden_size != hidden_size:
+        raise ValueError(
+            f"{factory!r}, called with hidden_size={hidden_size}, returns a cell of "
+            f"{cell.hidden_size} units"
+        )
     return cell
 
 
