@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rnn_xp.backend import select
+from rnn_xp.engines import engine
 from rnn_xp.errors import first_line
 from rnn_xp.layers.recurrent import Factory
 from rnn_xp.models import CELLS
@@ -28,12 +29,13 @@ def cell_of(options: argparse.Namespace) -> str | Factory:
     if chosen in CELLS:
         return chosen
     found = own_cell(chosen)
-    backend = select(options.backend, options.device).name
+    backend = select(options.backend, options.device)
     try:
-        check_form(found, options.hidden_size)
+        cell = check_form(found, options.hidden_size)
     except AssertionError as error:
         raise ValueError(f"--cell {chosen}: {error}") from error
-    if not found(options.hidden_size).has_backward and backend not in ("torch", "jax"):
+    like = backend.asarray([0.0], options.dtype)
+    if not cell.has_backward and not engine(cell, like).derives:
         raise ValueError(
             f"--cell {chosen} has no step_backward: write it, or take --backend torch or jax, "
             "which derive it"

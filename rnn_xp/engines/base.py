@@ -138,6 +138,8 @@ class Engine(ABC):
 
     title: str
     """What the doctor calls it."""
+    derives = False
+    """Whether it derives the gradient of a cell without a backward step."""
 
     def able(
         self, cell: Cell, dtype: Any, shape: tuple[int, int], xp: Namespace, ways: int, levels: int

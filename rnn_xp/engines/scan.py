@@ -26,7 +26,7 @@ from rnn_xp.recurrence import Loop, Tape, hold, input_product, rows, sums, zeroe
 class Scan(ByLevel):
     """The engine for JAX arrays."""
 
-    title = "scan"
+    title, derives = "scan", True
 
     def run_level(self, how: Run, weights: Any, x: Array, state: Parts) -> Made:
         """Run the directions of one level; see `Engine`.

@@ -46,7 +46,7 @@ class Kept(NamedTuple):
 class Tensors(ByLevel):
     """The engine for PyTorch tensors."""
 
-    title = "tensors"
+    title, derives = "tensors", True
 
     def prepare(self, stack: Stack, params: Params) -> list[Any]:
         """Pack the weights of each level, if the kernels take them."""
