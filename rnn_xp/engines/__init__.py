@@ -11,10 +11,10 @@ import numpy as np
 from rnn_xp.backend import Array, array_namespace, is_library, known_namespace
 from rnn_xp.cells.base import Cell
 from rnn_xp.engines import heap, native
-from rnn_xp.engines.base import Drop, Engine, Parts, Ragged, Run, Stack
+from rnn_xp.engines.base import Attempt, Drop, Engine, Parts, Ragged, Run, Stack
 from rnn_xp.engines.plain import PLAIN
 
-__all__ = ["PLAIN", "Drop", "Engine", "Parts", "Ragged", "Run", "Stack", "engine"]
+__all__ = ["PLAIN", "Attempt", "Drop", "Engine", "Parts", "Ragged", "Run", "Stack", "engine"]
 
 heap.widen()
 

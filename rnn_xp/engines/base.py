@@ -19,6 +19,8 @@ Parts = Sequence[Array | None]
 """A state: (L*D, B, size) for each of its parts, or of one level (D, B, size); None is zeros."""
 Made = tuple[Any, Any, Any]
 """Of a run y, the state and what is kept; of a backward run the gradients, dx and dstate."""
+Attempt = Callable[[Any, Any], Any]
+"""From x and a state, unchecked, to y and the state; None where they are not plain."""
 Drop = Callable[[int, Array], Array]
 """From the number of a level and its input to the dropout mask that the input is multiplied by."""
 
@@ -133,7 +135,7 @@ def valid_of(ragged: Ragged | None) -> Array | None:
 class Engine(ABC):
     """What runs a whole layer: all levels and directions of a `Stack`, forward and backward.
 
-    Who calls it has checked all arguments, but for `attempt` and `attempt_backward`.
+    Who calls it has checked all arguments, but those of the attempts.
     """
 
     title: str
@@ -159,14 +161,20 @@ class Engine(ABC):
         """Return the weights of each level, arranged for many calls of `run` without `keep`."""
         return self.weights(stack, params)
 
-    def attempt(
-        self, stack: Stack, params: Any, x: Any, state: Any, keep: bool
-    ) -> tuple[Array, Any, Any] | None:
-        """Run what a user gave, unchecked; None, and nothing is done, where that is not plain.
+    def attempt(self, stack: Stack, params: Params, x: Any, state: Any) -> Any:
+        """Return y and the state, as a layer does, of what a user gave, unchecked.
 
-        As `run`, with parameters of the right names or what `prepare` returned, and with a state of
-        any form. An engine that looks at its arguments itself does it.
+        The parameters have the right names, no more is known. None, and nothing is done, where that
+        is not plain. An engine that looks at its arguments itself does it; so do the next three.
         """
+        return None
+
+    def attempting(self, stack: Stack, prepared: list[Any]) -> Attempt | None:
+        """Return what does so with prepared weights, of x and a state; None where nothing does."""
+        return None
+
+    def attempt_forward(self, stack: Stack, params: Params, x: Any, state: Any) -> Made | None:
+        """Run forward on what a user gave, unchecked; None where that is not plain. As `run`."""
         return None
 
     def attempt_backward(

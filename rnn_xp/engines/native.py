@@ -16,14 +16,14 @@ import contextlib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from rnn_xp.backend import Array
 from rnn_xp.cells import GRU, LSTM, Cell, Elman, ReluElman, ResetBeforeGRU
-from rnn_xp.engines.base import ByLevel, Made, Params, Parts, Run, Stack
+from rnn_xp.engines.base import Attempt, ByLevel, Made, Params, Parts, Run, Stack
 
 
 def _load() -> tuple[Any, str]:
@@ -148,26 +148,22 @@ class Native(ByLevel):
             packed.append(Packed((*begin, _kernels.pack(*begin, arrays))))
         return packed
 
-    def attempt(
-        self, stack: Stack, params: Any, x: Any, state: Any, keep: bool
-    ) -> tuple[Array, Any, Any] | None:
-        """Run a layer of one level on arguments that nobody has checked; see `Engine`."""
-        if stack.levels > 1:
-            return None
-        if type(params) is list:
-            return _kernels.forward(*params[0], x, state, None, None)  # type: ignore[no-any-return]
+    def attempt(self, stack: Stack, params: Params, x: Any, state: Any) -> Any:
+        """Run a layer of one level; see `Engine`."""
         own = stack.arrays(params)
-        first = own[0]
-        if type(first) is not _array or not self.takes(first):
-            return None
-        dtype = first.dtype
-        begin = stack.memo.get((self, dtype))
-        if begin is None:
-            begin = stack.memo[self, dtype] = self._begin(stack, stack.input_size, dtype)
-        if not keep:
-            return _kernels.forward(*begin, own, x, state, None, None)  # type: ignore[no-any-return]
-        done = _kernels.forward(*begin, own, x, state, None, self._spare.make)
+        begin = self._began(stack, own[0])
+        return begin and _kernels.forward(*begin, own, x, state)
+
+    def attempt_forward(self, stack: Stack, params: Params, x: Any, state: Any) -> Made | None:
+        """Run a layer of one level for training; see `Engine`."""
+        own = stack.arrays(params)
+        begin = self._began(stack, own[0])
+        done = begin and _kernels.forward(*begin, own, x, state, None, self._spare.make)
         return done and (done[0], done[1], [((x, None, begin, done[2]), None)])
+
+    def attempting(self, stack: Stack, prepared: list[Packed]) -> Attempt | None:
+        """Return what runs a prepared layer of one level; see `Engine`."""
+        return None if stack.levels > 1 else partial(_kernels.forward, *prepared[0])
 
     def attempt_backward(
         self, stack: Stack, params: Params, kept: Any, dy: Any, dstate: Any
@@ -225,6 +221,16 @@ class Native(ByLevel):
         self._spare.give(memory)
         made: Made = done
         return made
+
+    def _began(self, stack: Stack, first: Any) -> Any:
+        """Return what the calls for a layer of one level begin with; None for other parameters."""
+        if type(first) is not _array or stack.levels > 1:
+            return None
+        begin = stack.memo.get((self, first.dtype))
+        if begin is None and self.takes(first):
+            begin = self._begin(stack, stack.input_size, first.dtype)
+            stack.memo[self, first.dtype] = begin
+        return begin
 
     def _begin(
         self, stack: Stack, inputs: int, dtype: Any, *, looks_up: bool = False

@@ -17,7 +17,7 @@ from rnn_xp import cells
 from rnn_xp import init as init_
 from rnn_xp.backend import Array, copy_of, known_namespace, on_its_device
 from rnn_xp.cells import Cell
-from rnn_xp.engines import Drop, Engine, Parts, Ragged, Run, Stack, engine
+from rnn_xp.engines import Attempt, Drop, Engine, Parts, Ragged, Run, Stack, engine
 from rnn_xp.layers.base import Layer, Params
 from rnn_xp.layers.checks import (
     check_cache,
@@ -48,6 +48,8 @@ class Prepared:
     """Copies of what was given."""
     engine: Engine
     weights: list[Any]
+    attempt: Attempt | None
+    """What runs it on arguments that nobody has checked."""
 
     def __reduce__(self) -> Any:
         # What is packed may lie otherwise in another process: it is packed there.
@@ -166,7 +168,8 @@ class Recurrent(Layer):
         xp = check_params(self, params)
         copies = {name: copy_of(xp, a) for name, a in params.items()}
         chosen = self._engine(next(iter(copies.values())))
-        return Prepared(self, copies, chosen, chosen.prepare(self.stack, copies))
+        weights = chosen.prepare(self.stack, copies)
+        return Prepared(self, copies, chosen, weights, chosen.attempting(self.stack, weights))
 
     def __call__(
         self,
@@ -202,12 +205,15 @@ class Recurrent(Layer):
         if type(params) is Prepared:
             if params.layer is not self and params.layer != self:
                 raise ValueError(f"params were prepared by {params.layer}, not by {self}")
-            if lengths is None:
-                done = params.engine.attempt(self.stack, params.weights, x, state, False)
+            if lengths is None and params.attempt is not None:
+                done = params.attempt(x, state)
         elif lengths is None:
-            chosen = self._known_engine(params)
-            done = chosen and chosen.attempt(self.stack, params, x, state, False)
-        y, last, _ = done or self._run(params, x, state, lengths)
+            own: Any = params
+            chosen = self._known_engine(own)
+            done = chosen and chosen.attempt(self.stack, own, x, state)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+        y, last, _ = self._run(params, x, state, lengths)
         return y, last[0] if len(last) == 1 else last
 
     def forward(
@@ -237,10 +243,10 @@ class Recurrent(Layer):
         cache
             Belongs to one `backward`. It refers to x: do not change x before.
         """
-        drop = self.drop(dropout_seed)
+        drop = None if dropout_seed is None else self.drop(dropout_seed)
         if lengths is None and drop is None:
             chosen = self._known_engine(params)
-            done = chosen and chosen.attempt(self.stack, params, x, state, True)
+            done = chosen and chosen.attempt_forward(self.stack, params, x, state)
             if done:
                 y, last, kept = done
                 cache = Cache(self, self.stack.arrays(params), chosen, kept, y.shape)
