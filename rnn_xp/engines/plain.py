@@ -60,13 +60,17 @@ class Plain(ByLevel):
         if keep and not stack.cell.has_backward:
             raise NotImplementedError(no_backward(stack, x))
         given, runs = x.dtype, []
-        weights, (x, *state) = computable(xp, given, weights, [x, *state])
+        if widens(xp, given):
+            weights = [
+                dict(zip(w, cast(xp, xp.float32, *w.values()), strict=True)) for w in weights
+            ]
+            x, *state = cast(xp, xp.float32, x, *state)
         for d, (w, reverse) in enumerate(zip(weights, stack.reverse, strict=True)):
             loop, own = Loop(stack.cell, xp, None, reverse), of_direction(state, d)
             runs.append(run(loop, w, x, own, ragged, keep=keep))
         outputs, states, kept = zip(*runs, strict=True)
         y = outputs[0] if len(runs) == 1 else xp.concat(outputs, axis=2)
-        y, *last = cast(xp, given, [y, *stacked(states)])
+        y, *last = cast(xp, given, y, *stacked(states))
         return y, last, list(kept)
 
     def run_level_backward(
@@ -74,15 +78,19 @@ class Plain(ByLevel):
     ) -> Made:
         """Run the directions of one level backward; see `Engine`."""
         size, dx, xp, given = stack.cell.output_size, None, array_namespace(dy=dy), dy.dtype
-        weights, (dy, *dstate) = computable(xp, given, weights, [dy, *dstate])
+        if widens(xp, given):
+            weights = [
+                dict(zip(w, cast(xp, xp.float32, *w.values()), strict=True)) for w in weights
+            ]
+            dy, *dstate = cast(xp, xp.float32, dy, *dstate)
         gradients, states = [], []
         for d, w in enumerate(weights):
             own = dy[:, :, d * size : (d + 1) * size]
             made, part, first = run_backward(w, kept[d], own, of_direction(dstate, d))
             dx = part if dx is None else dx + part
-            gradients.append(cast(xp, given, made))
+            gradients.append(cast_all(xp, given, made))
             states.append(first)
-        dx, *first = cast(xp, given, [dx, *stacked(states)])
+        dx, *first = cast(xp, given, dx, *stacked(states))
         return gradients, dx, first
 
 
@@ -90,19 +98,19 @@ PLAIN = Plain()
 """The engine that runs everywhere."""
 
 
-def computable(xp: Namespace, dtype: Any, *values: Any) -> list[Any]:
-    """Return the values in a dtype that products keep: CuPy's of bfloat16 may be float32."""
-    wide = is_library(xp, "cupy") and dtype.char == "E"
-    return [cast(xp, xp.float32 if wide else dtype, value) for value in values]
+def widens(xp: Namespace, dtype: Any) -> bool:
+    """Tell whether products and `where` may give another dtype: CuPy makes float32 of bfloat16."""
+    return is_library(xp, "cupy") and bool(dtype.char == "E")
 
 
-def cast(xp: Namespace, dtype: Any, value: Any) -> Any:
-    """Return arrays, in lists and dicts too, in a dtype; None stays."""
-    if isinstance(value, list | tuple):
-        return [cast(xp, dtype, each) for each in value]
-    if isinstance(value, dict):
-        return {name: cast(xp, dtype, each) for name, each in value.items()}
-    return value if value is None or value.dtype == dtype else xp.astype(value, dtype)
+def cast(xp: Namespace, dtype: Any, *arrays: Any) -> list[Any]:
+    """Return arrays in a dtype; None stays."""
+    return [a if a is None or a.dtype == dtype else xp.astype(a, dtype) for a in arrays]
+
+
+def cast_all(xp: Namespace, dtype: Any, named: Weights) -> Weights:
+    """Return named arrays in a dtype."""
+    return dict(zip(named, cast(xp, dtype, *named.values()), strict=True))
 
 
 def no_backward(stack: Stack, like: Array) -> str:
@@ -120,12 +128,12 @@ def run(
     """Run a cell over x in one direction, chunk by chunk; see `recurrence.run`."""
     steps, batch = x.shape[:2]
     size, chunks = chunk_size(loop.xp, steps, batch, keep=keep), list[Chunk]()
-    state = copies(loop, state) if keep else state
+    first = state = copies(loop, state) if keep else state
     starts = range(0, steps, size)
     y = np.empty((steps, batch, loop.cell.output_size), x.dtype) if len(starts) > 1 else None
     for start in reversed(starts) if loop.reverse else starts:
         stop = min(start + size, steps)
-        own = loop._replace(valid=ragged and ragged.part(start, stop))
+        own = loop if ragged is None else loop._replace(valid=ragged.part(start, stop))
         part, state, tape = recurrence.run(own, w, x[start:stop, ...], state, keep=keep)
         if y is not None:
             y[start:stop, ...] = part
@@ -137,8 +145,11 @@ def run(
                 f"{loop.cell}.step must return two tuples, the parts {loop.cell.state} of the new "
                 "state and what it keeps: rnn_xp.testing.check_cell says more"
             )
-    # Copies: a cell may return a part of the state as it was.
-    return part if y is None else y, copies(loop, state), chunks
+    # A copy of what the backward run reads, or what is still the caller's: a cell may return a part
+    # of the state as it was.
+    if keep or any(a is b for a in state for b in first):
+        return part if y is None else y, copies(loop, state), chunks
+    return part if y is None else y, state, chunks
 
 
 def run_backward(
