@@ -190,6 +190,8 @@ class Native(ByLevel):
         if type(weights) is Packed:
             begin: Any
             *begin, own = weights
+            if x.ndim == 2:
+                begin[0] = (*begin[0][:-1], 1)
         else:
             own, looks_up = tuple(map(_whole, weights)), x.ndim == 2
             inputs = stack.input_size if looks_up else x.shape[2]
