@@ -11,38 +11,16 @@ from targets import need
 
 from rnn_xp import testing
 from rnn_xp.backend import Array, BackendError
-from rnn_xp.cells.base import Cell, of_product, product, sigmoid, split
+from rnn_xp.cells.base import Cell, of_product, product, split
 from rnn_xp.cells.elman import Elman, ReluElman
 from rnn_xp.cells.gru import GRU, ResetBeforeGRU
 from rnn_xp.cells.lstm import LSTM
+from rnn_xp.cells.min_gru import MinGRU
 from rnn_xp.cells.peephole import PeepholeLSTM
 from rnn_xp.cells.projected import Projected
 from rnn_xp.layers import GRU as GRULayer
 from rnn_xp.layers import LSTM as LSTMLayer
 from rnn_xp.layers import RNN
-
-
-class MinGRU(Cell):
-    """The smallest cell of one's own: without W_hh (Feng et al., 2024)."""
-
-    gates = 2
-
-    def shapes(self, input_size: int, bias: bool) -> dict[str, tuple[int, ...]]:
-        return {k: v for k, v in super().shapes(input_size, bias).items() if k.endswith("ih")}
-
-    def step(self, xp: Any, w: Any, a: Array, state: Any) -> Any:
-        (h,) = state
-        z, n = split(a, 2)
-        z = sigmoid(xp, z)
-        return ((1 - z) * h + z * n,), (z, n, h)
-
-    def step_backward(self, xp: Any, w: Any, dstate: Any, kept: Any) -> Any:
-        (dh,), (z, n, h) = dstate, kept
-        da = xp.concat((dh * (n - h) * z * (1 - z), dh * z), axis=1)
-        return (dh * (1 - z),), (da,)
-
-    def gradients(self, xp: Any, w: Any, x: Array, h: Array, kept: Any, da: Any) -> Any:
-        return of_product(xp, w, "ih", da[0], x)
 
 
 class NoBackward(Cell):

@@ -61,9 +61,7 @@ class Plain(ByLevel):
             raise NotImplementedError(no_backward(stack, x))
         given, runs = x.dtype, []
         if widens(xp, given):
-            weights = [
-                dict(zip(w, cast(xp, xp.float32, *w.values()), strict=True)) for w in weights
-            ]
+            weights = [cast_all(xp, xp.float32, w) for w in weights]
             x, *state = cast(xp, xp.float32, x, *state)
         for d, (w, reverse) in enumerate(zip(weights, stack.reverse, strict=True)):
             loop, own = Loop(stack.cell, xp, None, reverse), of_direction(state, d)
@@ -79,9 +77,7 @@ class Plain(ByLevel):
         """Run the directions of one level backward; see `Engine`."""
         size, dx, xp, given = stack.cell.output_size, None, array_namespace(dy=dy), dy.dtype
         if widens(xp, given):
-            weights = [
-                dict(zip(w, cast(xp, xp.float32, *w.values()), strict=True)) for w in weights
-            ]
+            weights = [cast_all(xp, xp.float32, w) for w in weights]
             dy, *dstate = cast(xp, xp.float32, dy, *dstate)
         gradients, states = [], []
         for d, w in enumerate(weights):
