@@ -28,8 +28,8 @@ import plain_torch  # noqa: E402
 import torch  # noqa: E402
 
 from rnn_xp import GRU, LSTM, RNN  # noqa: E402
-from rnn_xp.bench.machine import describe  # noqa: E402
 from rnn_xp.cli.options import POSITIVE, Parser  # noqa: E402
+from rnn_xp.doctor.machine import describe  # noqa: E402
 from rnn_xp.engines import PLAIN, native  # noqa: E402
 from rnn_xp.layers import recurrent  # noqa: E402
 

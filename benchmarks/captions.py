@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnn_xp.backend import select
-from rnn_xp.bench.machine import processor, usable
 from rnn_xp.captioner import caption_model
 from rnn_xp.checkpoint import load
 from rnn_xp.cli import main as command_line
 from rnn_xp.cli.caption import DEFAULT
 from rnn_xp.cli.options import Parser
+from rnn_xp.doctor.machine import processor, usable
 from rnn_xp.fitting import fit
 from rnn_xp.random import spawn
 from rnn_xp.tasks.caption import (

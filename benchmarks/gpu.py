@@ -34,14 +34,15 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
+from beside.cases import CELLS, GRID, Case, HostArray, data_of, layer_of
 
 import rnn_xp
 from rnn_xp.backend import BackendError, select
-from rnn_xp.bench.cases import CELLS, GRID, Case, HostArray, Shape, data_of, layer_of
 from rnn_xp.cli.console import check_output
 from rnn_xp.cli.options import POSITIVE, Parser, count, number
 from rnn_xp.doctor.engines import on_core
 from rnn_xp.doctor.gpu import properties, versions
+from rnn_xp.doctor.machine import Shape
 from rnn_xp.files import replace_file
 
 LONG = (

@@ -27,11 +27,11 @@ import numpy as np
 
 from rnn_xp import losses, sequence_model
 from rnn_xp.backend import select
-from rnn_xp.bench.machine import processor, usable
 from rnn_xp.cli import main as command_line
 from rnn_xp.cli.classify import DEFAULT
 from rnn_xp.cli.options import Parser
 from rnn_xp.datasets import load_japanese_vowels
+from rnn_xp.doctor.machine import processor, usable
 from rnn_xp.fitting import fit
 from rnn_xp.random import generator, spawn
 from rnn_xp.sequences import Sequences

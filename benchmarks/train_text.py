@@ -24,15 +24,16 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
+from beside import machine
+from beside.client import environment
+from beside.worker import settle
 
 import rnn_xp
 from rnn_xp import optim
 from rnn_xp.backend import select
-from rnn_xp.bench import machine
-from rnn_xp.bench.client import environment
-from rnn_xp.bench.worker import settle
 from rnn_xp.cli.options import Parser, count
 from rnn_xp.datasets import load_shakespeare
+from rnn_xp.doctor.machine import describe
 from rnn_xp.layers import Recurrent
 from rnn_xp.models import character_model
 from rnn_xp.text import Vocabulary
@@ -268,7 +269,7 @@ def page(cells: Sequence[str], threads: Sequence[int], steps: int) -> str:
             print(rows[-1], file=sys.stderr)
         curves += ["", f"## Loss, {cell}", "", *curve(runs)]
     about = ", ".join([runs[name].about.partition(", Adam")[0] for name in ("rnn_xp", "torch")])
-    described = ", ".join(f"{key} {value}" for key, value in machine.describe().items())
+    described = ", ".join(f"{key} {value}" for key, value in describe().items())
     own = [column for name in ("rnn_xp", "NumPy alone") for column in (name, "ratio", "around")]
     columns = ["cell", "threads", *own, "PyTorch", "Adam"]
     lines = [

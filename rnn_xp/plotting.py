@@ -114,14 +114,16 @@ def write(figure: Figure, path: str | os.PathLike[str]) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, width and height in inches."""
     require()
     from matplotlib.figure import Figure
 
     return Figure((width, height), layout="constrained")
 
 
-def _plain(axes: Any) -> None:
+def without_frame(axes: Any) -> None:
+    """Draw a grid, and no frame at the top and the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -148,7 +150,7 @@ def loss(curves: Sequence[Curve], *, step: str = "step", unit: str = "") -> Figu
     unit : str
         Of the loss.
     """
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     for k, curve in enumerate(curves):
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
@@ -174,7 +176,7 @@ def loss(curves: Sequence[Curve], *, step: str = "step", unit: str = "") -> Figu
     axes.set_xlabel(step)
     axes.set_ylabel(f"loss ({unit})" if unit else "loss")
     _named(*axes.legend(frameon=False).get_texts())
-    _plain(axes)
+    without_frame(axes)
     return figure
 
 
@@ -196,7 +198,7 @@ def forecast(
     bands : intervals (N,), the widest first
     title, time_label : str
     """
-    figure = _figure(9, 4.5)
+    figure = new_figure(9, 4.5)
     axes = figure.add_subplot()
     for k, band in enumerate(bands):
         shade = 0.18 + 0.22 * k
@@ -210,7 +212,7 @@ def forecast(
     axes.set_ylabel("value")
     axes.legend(frameon=False)
     axes.margins(x=0.01)
-    _plain(axes)
+    without_frame(axes)
     return figure
 
 
@@ -226,7 +228,7 @@ def confusion(matrix: HostArray, classes: Sequence[str]) -> Figure:
     size = len(classes)
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     part = matrix / totals
-    figure = _figure(max(4.5, 1.8 + 0.52 * size), max(4.0, 1.3 + 0.52 * size))
+    figure = new_figure(max(4.5, 1.8 + 0.52 * size), max(4.0, 1.3 + 0.52 * size))
     axes = figure.add_subplot()
     image = axes.imshow(part, cmap="Blues", vmin=0.0, vmax=1.0)
     for row, column in np.ndindex(matrix.shape):
@@ -269,7 +271,7 @@ def captions(
         raise PlotError(f"pictures to draw must have two axes, got the shape {images.shape[1:]}")
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = _figure(2.4 * columns, 2.6 * rows)
+    figure = new_figure(2.4 * columns, 2.6 * rows)
     for k, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if k >= len(images):
@@ -299,7 +301,7 @@ def gradient(
     step : str
         What the steps are.
     """
-    figure = _figure(1.6 + 3.4 * len(panels) if len(panels) > 1 else 7, 4.2)
+    figure = new_figure(1.6 + 3.4 * len(panels) if len(panels) > 1 else 7, 4.2)
     figure.suptitle(title)
     every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, lines) in zip(every, panels.items(), strict=True):
@@ -321,7 +323,7 @@ def gradient(
         axes.set_yscale("log")
         axes.set_title(name, fontsize=11)
         axes.set_xlabel(f"{step}s before the loss")
-        _plain(axes)
+        without_frame(axes)
     every[0].set_ylabel("norm of the gradient with respect to the state")
     _named(*every[0].legend(frameon=False).get_texts())
     return figure
@@ -358,7 +360,7 @@ def activations(
     count = math.ceil(len(characters) / _A_ROW)
     columns = min(len(characters), _A_ROW)
     height = 0.2 * len(units) if len(units) <= 24 else 4.8
-    figure = _figure(max(5.0, 1.8 + 0.13 * columns), 0.9 + (height + 0.45) * count)
+    figure = new_figure(max(5.0, 1.8 + 0.13 * columns), 0.9 + (height + 0.45) * count)
     _named(figure.suptitle(title))
     scale = float(np.abs(values).max()) or 1.0
     colours = LinearSegmentedColormap.from_list("signed", (COLOURS[1], "white", COLOURS[0]))
@@ -383,84 +385,6 @@ def activations(
     every[-1].set_xlabel("value after each character of the text")
     figure.colorbar(image, ax=list(every), label="activation", pad=0.01, aspect=40)
     return figure
-
-
-def benchmark(
-    ratios: Mapping[str, Sequence[tuple[str, int, float]]],
-    growth: Mapping[str, Mapping[str, Mapping[int, float]]],
-) -> Figure:
-    """Draw a benchmark: ratios to the fastest peer, rows below each other, and growing costs.
-
-    Parameters
-    ----------
-    ratios : title → rows (label, threads, ratio)
-        Rows of one label share a line, with a marker for each number of threads.
-    growth : title → name → size → seconds
-        One small panel for each title, a line for each name.
-    """
-    lines = {title: list(dict.fromkeys(row[0] for row in rows)) for title, rows in ratios.items()}
-    heights = [len(labels) + 2.5 for labels in lines.values()]
-    height = max(0.2 * sum(heights), 1.6 * math.ceil(len(growth) / 3), 3.0)
-    widths = [7.0] * bool(ratios) + [9.0] * bool(growth)
-    figure = _figure(sum(widths), height)
-    parts = iter(figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0])
-    if ratios:
-        every = next(parts).subplots(len(lines), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, (title, labels) in zip(every, lines.items(), strict=True):
-            _ratios(axes, title, labels, ratios[title])
-    if growth:
-        rows = math.ceil(len(growth) / 3)
-        every = next(parts).subplots(rows, 3, squeeze=False).flat
-        for axes, (title, curves) in zip(every, growth.items(), strict=False):
-            _growth(axes, title, curves)
-        for axes in every[len(growth) :]:
-            axes.axis("off")
-        every[0].legend(frameon=False, fontsize=7)
-    return figure
-
-
-def _ratios(
-    axes: Any, title: str, labels: Sequence[str], rows: Sequence[tuple[str, int, float]]
-) -> None:
-    """Draw ratios on a logarithmic axis, those below 1 in another colour."""
-    axes.axvline(1.0, color="black", lw=1)
-    for k, threads in enumerate(sorted({row[1] for row in rows})):
-        chosen = [row for row in rows if row[1] == threads]
-        axes.scatter(
-            [row[2] for row in chosen],
-            [labels.index(row[0]) for row in chosen],
-            c=[COLOURS[0] if row[2] >= 1.0 else COLOURS[1] for row in chosen],
-            marker=MARKERS[k % len(MARKERS)],
-            s=28,
-        )
-        label = f"{threads} thread{'s' if threads > 1 else ''}"
-        axes.scatter([], [], color="0.4", marker=MARKERS[k % len(MARKERS)], s=28, label=label)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 0.5), max(high, 4.0))
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_title(f"{title}: fastest peer / rnn_xp", fontsize=10)
-    axes.legend(frameon=False, fontsize=7)
-    _plain(axes)
-
-
-def _growth(axes: Any, title: str, curves: Mapping[str, Mapping[int, float]]) -> None:
-    """Draw seconds over size, both logarithmic."""
-    for k, (name, line) in enumerate(curves.items()):
-        axes.loglog(
-            list(line),
-            list(line.values()),
-            color=COLOURS[k % len(COLOURS)],
-            marker=MARKERS[k % len(MARKERS)],
-            ms=3,
-            lw=1.2,
-            label=name,
-        )
-    axes.set_title(f"{title}, s", fontsize=9)
-    axes.tick_params(labelsize=7)
-    _plain(axes)
 
 
 def _label(axes: Any, characters: Sequence[str]) -> None:

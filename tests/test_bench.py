@@ -10,20 +10,20 @@ import sys
 import time
 from dataclasses import asdict, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from targets import HostArray, need_module
-from test_cli import called, fails, run
-
-from rnn_xp.bench import footprint, machine, report, running
-from rnn_xp.bench.build import build
-from rnn_xp.bench.cases import CELLS, GRID, SECTIONS, Case, cases, data_of
-from rnn_xp.bench.client import Worker, WorkerError, environment
-from rnn_xp.bench.peers import LIBRARIES, OURS, Entry, library, missing
-from rnn_xp.bench.results import (
+import test_cli
+from beside import footprint, machine, report, running
+from beside.build import build
+from beside.cases import CELLS, GRID, SECTIONS, Case, cases, data_of
+from beside.client import Worker, WorkerError, environment
+from beside.command import main
+from beside.peers import LIBRARIES, OURS, Entry, library, missing
+from beside.results import (
     BenchError,
     Measured,
     Results,
@@ -34,9 +34,21 @@ from rnn_xp.bench.results import (
     load,
     save,
 )
-from rnn_xp.bench.running import Job, compare, left, measure
-from rnn_xp.bench.worker import Session
-from rnn_xp.cli import main
+from beside.running import Job, compare, left, measure
+from beside.worker import Session
+from targets import HostArray, need_module
+
+from rnn_xp.doctor.machine import describe, processor, usable
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run the benchmark as from a clone, in another folder."""
+    given = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return test_cli.run(folder, *arguments, env=given, module="benchmarks.beside")
+
+
+called = partial(test_cli.called, by=main)
+fails = partial(test_cli.fails, by=main)
 
 SMALL = "--rounds 2 --seconds 0.01 --wait 0 --threads 1".split()  # noqa: SIM905
 SIZE = "--task size --against numpy".split()  # noqa: SIM905
@@ -276,9 +288,9 @@ def test_the_machine_is_read_as_linux_shows_it() -> None:
     assert before is not None
     assert 0.0 < before.used <= before.possible
     assert machine.used_by([]) > 0.0
-    assert machine.describe()["processor"]
+    assert describe()["processor"]
     with machine.pinned(1):
-        assert len(machine.usable()) == 1
+        assert len(usable()) == 1
 
 
 CPUINFO = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t:\n"
@@ -302,7 +314,7 @@ def test_a_processor_s_name(
 
     monkeypatch.setattr(Path, "read_text", read)
     monkeypatch.setattr("platform.processor", lambda: "Abacus")
-    assert machine.processor() == expected
+    assert processor() == expected
 
 
 # Workers
@@ -575,9 +587,9 @@ def test_a_build_is_told_by_sources_and_kernels(tmp_path: Path) -> None:
 
 def test_the_picture_of_known_results(results: Results, tmp_path: Path) -> None:
     need_module("matplotlib")
-    from rnn_xp.cli.bench import bench_figure
+    from beside.picture import picture
 
-    figure = bench_figure(results)
+    figure = picture(results)
     ratios, curve = figure.axes[0], figure.axes[1]
     assert [text.get_text() for text in ratios.get_yticklabels()] == [
         "LSTM 11,2,3,4",
@@ -586,13 +598,12 @@ def test_the_picture_of_known_results(results: Results, tmp_path: Path) -> None:
     np.testing.assert_allclose(ratios.collections[0].get_offsets(), [[1.5, 0], [0.5, 1]])
     assert list(curve.lines[0].get_ydata()) == [1e-3, 1e-2]
     save(results, tmp_path / "bench.json")
-    for name in ("bench.png", "bench.md"):
-        arguments = ["plot", "bench", str(tmp_path / "bench.json"), "--out", str(tmp_path / name)]
-        assert main(arguments) == 0
+    made = ("--out", "bench.md", "--plot", "bench.png")
+    assert called(tmp_path, "--show", "bench.json", *made)[::2] == (0, "")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "bench.md").read_text(encoding="utf-8") == report.page(results)
     with pytest.raises(BenchError, match="nothing to draw"):
-        bench_figure(Results({}))
+        picture(Results({}))
 
 
 def change(read: Any, path: str, value: Any) -> None:
@@ -637,9 +648,9 @@ def test_a_damaged_file_is_one_line(
     read = json.loads((tmp_path / "b.json").read_bytes())
     change(read, path, value)
     (tmp_path / "b.json").write_text(json.dumps(read), encoding="utf-8")
-    for arguments in (["bench", *SIZE, "--json", "b.json"], ["plot", "bench", "b.json"]):
+    for arguments in ([*SIZE, "--json", "b.json"], ["--show", "b.json"]):
         told = fails(tmp_path, *arguments, "--out", "b.md")
-        assert "b.json holds no results of rnn-xp bench (" in told
+        assert "b.json holds no results of benchmarks.beside (" in told
         assert said in told
 
 
@@ -647,7 +658,7 @@ def test_a_damaged_file_is_one_line(
 
 
 def test_the_command_measures_prints_and_continues(tmp_path: Path) -> None:
-    arguments = ["bench", "--against", "numpy", *SMALL, "--shape", "5,2,3,4", "--json", "b.json"]
+    arguments = ["--against", "numpy", *SMALL, "--shape", "5,2,3,4", "--json", "b.json"]
     rnn = ["--cell", "rnn"]
     code, out, err = run(tmp_path, *arguments, *rnn, "--task", "training", "size")
     assert code == 0, err
@@ -674,7 +685,7 @@ def test_the_command_measures_prints_and_continues(tmp_path: Path) -> None:
         (["--threads", "4000"], "--threads 4000 is more than the"),
         (["--against", "theano"], "invalid choice: 'theano'"),
         (["--json", "none/b.json"], "none/b.json: cannot write there"),
-        (["--json", "other.json"], "other.json holds no results of rnn-xp bench"),
+        (["--json", "other.json"], "other.json holds no results of benchmarks.beside"),
         (["--plot", "b.bmp"], "b.bmp must end in one of"),
         ([*SIZE, "--json", "b", "--out", "./b"], "--out b is also --json: give each a file"),
         ([*SIZE, "--json", "other.json", "--out", "link", "--force"], "--out link is also --json"),
@@ -686,15 +697,15 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) 
         need_module("matplotlib")
     (tmp_path / "other.json").write_text('{"format": 1, "rows": 3}', encoding="utf-8")
     (tmp_path / "link").hardlink_to(tmp_path / "other.json")
-    assert said in fails(tmp_path, "bench", *SMALL[:6], *arguments)
+    assert said in fails(tmp_path, *SMALL[:6], *arguments)
 
 
 @pytest.fixture
 def all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every library seem to be there, beside matplotlib."""
     need_module("matplotlib")
-    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda _: "")
-    monkeypatch.setattr("rnn_xp.bench.running.missing", lambda _: "")
+    monkeypatch.setattr("beside.command.missing", lambda _: "")
+    monkeypatch.setattr("beside.running.missing", lambda _: "")
 
 
 @pytest.mark.usefixtures("all_installed")
@@ -709,8 +720,8 @@ def all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_picture_of_nothing_is_refused_before_anything_is_measured(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rnn_xp.cli.bench.run", lambda *_: pytest.fail("was measured"))
-    said = fails(tmp_path, "bench", *arguments, "--plot", "b.png")
+    monkeypatch.setattr("beside.command.run", lambda *_: pytest.fail("was measured"))
+    said = fails(tmp_path, *arguments, "--plot", "b.png")
     assert "--plot draws ratios to the fastest of PyTorch, JAX and onnxruntime, and growth" in said
 
 
@@ -727,9 +738,9 @@ def test_a_picture_of_something_is_not_refused(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     measured: list[Job] = []
-    monkeypatch.setattr("rnn_xp.cli.bench.run", lambda jobs, *_: measured.extend(jobs))
-    monkeypatch.setattr("rnn_xp.cli.bench._write", lambda *_: None)
-    assert called(tmp_path, "bench", *arguments, "--plot", "b.png") == (0, "", "")
+    monkeypatch.setattr("beside.command.run", lambda jobs, *_: measured.extend(jobs))
+    monkeypatch.setattr("beside.command._write", lambda *_: None)
+    assert called(tmp_path, *arguments, "--plot", "b.png") == (0, "", "")
     assert measured
 
 
@@ -743,18 +754,18 @@ def test_a_picture_of_something_is_not_refused(
 def test_rows_of_another_machine_or_version_are_not_continued(
     change: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    kept = {"machine": machine.describe(), **change}
+    kept = {"machine": describe(), **change}
     save(Results(**kept), tmp_path / "b.json")
     arguments = ["--against", "numpy", "--json", "b.json", "--task", "training", "--cell", "rnn"]
-    assert said in fails(tmp_path, "bench", *SMALL, *arguments)
+    assert said in fails(tmp_path, *SMALL, *arguments)
 
 
 def test_a_library_that_is_not_installed_is_left_out_and_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rnn_xp.cli.bench.missing", lambda name: "jax" if name == "keras" else "")
-    monkeypatch.setattr("rnn_xp.cli.bench.run", lambda *_: None)
-    assert main(["bench", "--against", "keras", "numpy"]) == 0
+    monkeypatch.setattr("beside.command.missing", lambda name: "jax" if name == "keras" else "")
+    monkeypatch.setattr("beside.command.run", lambda *_: None)
+    assert main(["--against", "keras", "numpy"]) == 0
     assert "Keras is left out: jax is not installed" in capsys.readouterr().err
 
 
@@ -778,7 +789,7 @@ def test_every_peer_gives_our_results(
         need_module(tool)
     # Longer than what is unrolled and compiled.
     arguments = ["--against", name, *SMALL, "--shape", "11,2,3,4", "--json", "b.json"]
-    code, out, err = run(tmp_path, "bench", *arguments, "--cell", *cells, "--task", *tasks)
+    code, out, err = run(tmp_path, *arguments, "--cell", *cells, "--task", *tasks)
     assert code == 0, err
     assert "## Summary" in out
     for found in load(tmp_path / "b.json").rows:

@@ -13,6 +13,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,15 +26,18 @@ SMALL = "--hidden-size 16 --embedding-size 8 --batch-size 4 --time-steps 16 --ba
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 60
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "rnn_xp", *map(str, arguments)]
+def command(*arguments: str | Path, module: str = "rnn_xp") -> list[str]:
+    return [sys.executable, "-W", "error", "-m", module, *map(str, arguments)]
 
 
 def run(
-    folder: Path, *arguments: str | Path, env: dict[str, str] | None = None
+    folder: Path,
+    *arguments: str | Path,
+    env: dict[str, str] | None = None,
+    module: str = "rnn_xp",
 ) -> tuple[int, str, str]:
     done = subprocess.run(
-        command(*arguments),
+        command(*arguments, module=module),
         cwd=folder,
         capture_output=True,
         encoding="utf-8",
@@ -44,7 +48,7 @@ def run(
     return done.returncode, done.stdout, done.stderr
 
 
-def called(folder: Path, *arguments: str | Path) -> tuple[int, str, str]:
+def called(folder: Path, *arguments: str | Path, by: Any = main) -> tuple[int, str, str]:
     """Do what `run` does within this process, which saves the start of another."""
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -53,16 +57,18 @@ def called(folder: Path, *arguments: str | Path) -> tuple[int, str, str]:
         contextlib.redirect_stderr(err),
     ):
         try:
-            code = main([str(argument) for argument in arguments])
+            code = by([str(argument) for argument in arguments])
         except SystemExit as stop:
             code = int(stop.code or 0)
     return code, out.getvalue(), err.getvalue()
 
 
-def fails(folder: Path, *arguments: str | Path, env: dict[str, str] | None = None) -> str:
+def fails(
+    folder: Path, *arguments: str | Path, env: dict[str, str] | None = None, by: Any = main
+) -> str:
     """Run a command that must fail as bad input does; return its one line."""
     before = {path: path.stat().st_size for path in folder.rglob("*")}
-    code, out, err = run(folder, *arguments, env=env) if env else called(folder, *arguments)
+    code, out, err = run(folder, *arguments, env=env) if env else called(folder, *arguments, by=by)
     assert code == 2, (code, out, err)
     assert err.count("\n") == 1, err
     assert "Traceback" not in err
@@ -250,15 +256,13 @@ def test_bad_text_files(tmp_path: Path, book: Path) -> None:
         "train caption --out",
         "train series --out",
         "inspect missing.st --text a --out",
-        "plot bench missing.json --out",
-        "bench --out",
-        "bench --json",
+        "plot loss missing.jsonl --out",
         "doctor --json",
     ],
 )
 def test_only_a_file_is_replaced(tmp_path: Path, book: Path, arguments: str) -> None:
     *words, option = arguments.split()
-    suffix = ".md" if words[0] == "plot" else ".html"
+    suffix = ".png" if words[0] == "plot" else ".html"
     (tmp_path / f"folder{suffix}").mkdir()
     (tmp_path / f"old{suffix}").touch()
     os.mkfifo(tmp_path / f"pipe{suffix}")

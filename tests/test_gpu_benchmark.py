@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from beside.cases import Case, data_of
 from targets import benchmark_script, need, need_module
-
-from rnn_xp.bench.cases import Case, data_of
 
 CELLS = ("rnn", "lstm", "gru")
 ABOUT = {"device": "none", "driver": "none"}

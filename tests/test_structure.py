@@ -19,7 +19,7 @@ LIBRARIES = {"cupy", "cupyx", "torch", "jax", "jaxlib", "array_api_strict"}
 # import each other.
 ORDER = (
     {"cli"},
-    {"plotting", "sklearn", "bench", "doctor", "testing"},
+    {"plotting", "sklearn", "doctor", "testing"},
     {"tasks"},
     {"training", "fitting", "sampling", "decoding", "onnx", "interop"},
     {"checkpoint"},
@@ -52,9 +52,9 @@ def imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_the_backend_names_an_array_library(path: Path) -> None:
-    special = {"engines", "interop", "bench", "doctor"}
+    special = {"engines", "interop", "doctor"}
     if path.name == "backend.py" or special & set(path.parts):
-        return  # the last three import a tool inside the function that needs it
+        return  # the last two import a tool inside the function that needs it
     assert not {name.partition(".")[0] for name in imports(path)} & LIBRARIES
     assert not any(
         isinstance(node, ast.Constant) and node.value in LIBRARIES
@@ -83,11 +83,11 @@ def test_what_import_pulls_in() -> None:
     assert {"numpy", "array_api_compat"} <= pulled
     others = {"matplotlib", "onnx", "safetensors", "tqdm", "scipy", "pandas", "sklearn"}
     assert not pulled & (LIBRARIES | others)
-    assert not {"array_api_compat.numpy", "rnn_xp.bench"} & set(run.stdout.split())
+    assert not {"array_api_compat.numpy", "rnn_xp.doctor"} & set(run.stdout.split())
     assert "numpy.random" not in run.stdout.split()
 
 
-@pytest.mark.parametrize("package", ["interop", "bench", "doctor"])
+@pytest.mark.parametrize("package", ["interop", "doctor"])
 def test_tools_are_imported_inside_functions(package: str) -> None:
     names = [name_of(path)[:-3].replace("/", ".") for path in (PACKAGE / package).rglob("*.py")]
     modules = ", ".join(f"rnn_xp.{name.removesuffix('.__init__')}" for name in names)

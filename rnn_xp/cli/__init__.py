@@ -17,7 +17,6 @@ import numpy as np
 from rnn_xp import __version__
 from rnn_xp.backend import BackendError, select
 from rnn_xp.cli.backends import add_backends
-from rnn_xp.cli.bench import add_bench
 from rnn_xp.cli.caption import add_train_caption
 from rnn_xp.cli.classify import add_train_classify
 from rnn_xp.cli.console import INTERRUPTED, to_nobody
@@ -33,10 +32,15 @@ from rnn_xp.cli.use import add_eval, add_predict
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return carry_out(_parser(), arguments)
+
+
+def carry_out(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Do what the arguments ask for, `run` of the parsed options; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    options = _parser().parse_args(arguments)
+    options, name = parser.parse_args(arguments), parser.prog
     try:
         # What is not finite is looked at where it matters, and said in one line.
         with np.errstate(all="ignore"), _device(options):
@@ -45,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         to_nobody()
         return 0
     except KeyboardInterrupt:
-        print("rnn-xp: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (BackendError, ValueError, TypeError) as error:
-        return _bad_input(str(error))
+        return _bad_input(name, str(error))
     except OverflowError as error:
-        return _bad_input(f"a number is too large: {error}")
+        return _bad_input(name, f"a number is too large: {error}")
     except MemoryError as error:
-        return _bad_input(f"out of memory: {error}" if str(error) else "out of memory")
+        return _bad_input(name, f"out of memory: {error}" if str(error) else "out of memory")
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return _bad_input(reason)
+        return _bad_input(name, reason)
 
 
 def _device(options: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
@@ -64,8 +68,8 @@ def _device(options: argparse.Namespace) -> contextlib.AbstractContextManager[An
     return select(backend, device).scope() if backend and device else contextlib.nullcontext()
 
 
-def _bad_input(reason: str) -> int:
-    print(f"rnn-xp: error: {' '.join(reason.split())}", file=sys.stderr)
+def _bad_input(name: str, reason: str) -> int:
+    print(f"{name}: error: {' '.join(reason.split())}", file=sys.stderr)
     return 2
 
 
@@ -90,7 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     add_sample(commands)
     add_inspect(commands)
     add_plot(commands)
-    add_bench(commands)
     add_backends(commands)
     add_doctor(commands)
     return parser

@@ -1,4 +1,4 @@
-"""`plot`: pictures of trainings, forecasts, confusion matrices, gradients, units and benchmarks."""
+"""`plot`: pictures of trainings, forecasts, confusion matrices, gradients and units."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 from rnn_xp import plotting
 from rnn_xp.backend import select
-from rnn_xp.bench import report, results
 from rnn_xp.checkpoint import CheckpointError
-from rnn_xp.cli.bench import bench_figure
 from rnn_xp.cli.caption import BEAM, add_writing, captions_of
 from rnn_xp.cli.console import check_output, load_model
 from rnn_xp.cli.inspect import add_text_source, add_units, text_of, trace_of
@@ -28,7 +26,6 @@ from rnn_xp.cli.options import (
 )
 from rnn_xp.cli.plot_data import read_confusion, read_forecast, read_log
 from rnn_xp.cli.text import vocabulary_of
-from rnn_xp.files import replace_file
 from rnn_xp.tasks.gradient_flow import new_network_norms, text_norms
 
 _PICTURES = 12  # that `plot captions` draws where none is named
@@ -81,34 +78,18 @@ def add_plot(commands: Any) -> None:
     add_text_source(command, required=True)
     add_units(command, top=None)
     add_backend(command, dtype=None)
-    command = _kind(
-        kinds,
-        "bench",
-        lambda options: bench_figure(results.load(options.file)),
-        "draw a benchmark, or write its tables (.md)",
-        "bench.json --out bench.png",
-        page=lambda options: report.page(results.load(options.file)),
-    )
-    command.add_argument("file", type=Path, metavar="FILE", help="what bench --json wrote")
 
 
-def _kind(
-    kinds: Any, name: str, draw: Any, summary: str, example: str, page: Any = None
-) -> argparse.ArgumentParser:
-    """Add a kind of picture; `draw` makes the figure of the options, `page` Markdown instead."""
+def _kind(kinds: Any, name: str, draw: Any, summary: str, example: str) -> argparse.ArgumentParser:
+    """Add a kind of picture; `draw` makes the figure of the options."""
 
     def run(options: argparse.Namespace) -> int:
         out: Path = options.out
-        as_page = page is not None and out.suffix.lower() == ".md"
-        if not as_page:
-            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches are
-            plotting.require()
-            plotting.check_suffix(out)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its caches are
+        plotting.require()
+        plotting.check_suffix(out)
         check_output(options)
-        if as_page:
-            replace_file(out, page(options).encode())
-        else:
-            plotting.write(draw(options), out)
+        plotting.write(draw(options), out)
         print(f"saved to {out}")
         return 0
 

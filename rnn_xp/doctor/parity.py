@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rnn_xp.backend import Backend, dtype_name, select
-from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor.engines import NAME_OF_CORE, is_gpu, on_core, runs, why_not_persistent
+from rnn_xp.doctor.machine import Shape
 from rnn_xp.engines.cuda.plan import BFLOAT16
 from rnn_xp.errors import named_line
 from rnn_xp.layers import GRU, LSTM, RNN, Recurrent

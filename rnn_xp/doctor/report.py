@@ -16,8 +16,8 @@ import numpy as np
 
 from rnn_xp import __version__
 from rnn_xp.backend import Status
-from rnn_xp.bench.machine import describe
 from rnn_xp.doctor import gpu
+from rnn_xp.doctor.machine import describe
 from rnn_xp.doctor.parity import PARTS, Check
 from rnn_xp.doctor.speed import Time
 

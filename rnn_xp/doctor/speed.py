@@ -16,9 +16,9 @@ from time import perf_counter
 from typing import Any
 
 from rnn_xp.backend import Array, Backend
-from rnn_xp.bench.cases import Shape
 from rnn_xp.doctor import plain
 from rnn_xp.doctor.engines import runs
+from rnn_xp.doctor.machine import Shape
 from rnn_xp.doctor.parity import Config, Problem, problem_of
 from rnn_xp.errors import named_line
 from rnn_xp.layers import Recurrent

@@ -1,4 +1,4 @@
-"""What the machine is and does: processor, BLAS, which CPUs to use, and how busy they are.
+"""What the machine does: on which CPUs, and how busy they are.
 
 Linux tells how busy it is in /proc; elsewhere that is unknown, and said so.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from rnn_xp.doctor.machine import usable
 
 IDLE = 0.05
 """The share of all CPUs that others may use on a machine that counts as idle."""
@@ -25,53 +24,6 @@ class Busy(NamedTuple):
 
     used: float
     possible: float
-
-
-def describe() -> dict[str, str]:
-    """Return processor, CPUs, system, Python and BLAS."""
-    return {
-        "processor": processor(),
-        "CPUs": str(len(usable())),
-        "system": f"{platform.system()} {platform.machine()}",
-        "Python": platform.python_version(),
-        "BLAS": blas(),
-    }
-
-
-def processor() -> str:
-    """Return the processor's name and, where Linux tells them, family and model: names repeat."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    said = dict(re.findall(r"^(\S[^\t\n]*)\s*: (.+)$", text.partition("\n\n")[0], re.MULTILINE))
-    name = said.get("model name") or platform.processor() or platform.machine()
-    kind = [f"{key} {said[key]}" for key in ("cpu family", "model") if key in said]
-    return f"{name} ({', '.join(kind)})" if kind else name
-
-
-def blas() -> str:
-    """Return the BLAS that NumPy was built with."""
-    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return f"{built.get('name', 'unknown')} {built.get('version', '')}".strip()
-
-
-def usable() -> list[int]:
-    """Return the CPUs that this process may use, the first of each core before their siblings."""
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range(os.cpu_count() or 1))
-    allowed = sorted(os.sched_getaffinity(0))
-    return sorted(allowed, key=lambda cpu: (_place_in_core(cpu), cpu))
-
-
-def _place_in_core(cpu: int) -> int:
-    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-    try:
-        siblings = path.read_text(encoding="ascii").strip()
-    except OSError:
-        return 0
-    first = int(re.split("[-,]", siblings)[0])
-    return int(cpu != first)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.bench.cases import Case, Data, layer_of
-from rnn_xp.bench.peers.base import Call, HostArray, Peer
-from rnn_xp.bench.peers.jax import compiled
+from ..cases import Case, Data, layer_of
+from .base import Call, HostArray, Peer
+from .jax import compiled
 
 
 class Library(Peer):

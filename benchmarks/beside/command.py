@@ -1,4 +1,4 @@
-"""`bench`: this library's speed beside others', measured in one run."""
+"""The command: this library's speed beside others', measured in one run."""
 
 from __future__ import annotations
 
@@ -6,39 +6,45 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rnn_xp import plotting
-from rnn_xp.bench import machine, report
-from rnn_xp.bench.cases import (
+from rnn_xp.cli import carry_out
+from rnn_xp.cli.console import check_output
+from rnn_xp.cli.options import POSITIVE, Help, Parser, count, number
+from rnn_xp.doctor.machine import Shape, describe, usable
+from rnn_xp.files import replace_file
+
+from . import report
+from .cases import (
     CELLS,
     DTYPES,
     ONE_THREAD_COUNT,
     SECTIONS,
-    SWEEPS,
     Case,
-    Shape,
     cases,
 )
-from rnn_xp.bench.peers import FASTEST, LIBRARIES, OURS, PEERS, library, missing
-from rnn_xp.bench.results import BenchError, Results, Row, Settings, load, save
-from rnn_xp.bench.running import Job, left, run, turns
-from rnn_xp.cli.console import check_output
-from rnn_xp.cli.options import POSITIVE, add_command, count, number
-from rnn_xp.files import replace_file
+from .peers import FASTEST, LIBRARIES, OURS, PEERS, library, missing
+from .picture import picture
+from .results import BenchError, Results, Row, Settings, load, save
+from .running import Job, left, run, turns
 
 _OWN_SHAPES = ("training", "inference", "streaming")
 
 
-def add_bench(commands: Any) -> None:
-    """Add `bench`."""
-    command = add_command(
-        commands,
-        "bench",
-        _bench,
-        "measure the speed beside other libraries",
-        "bench --against torch --cell lstm --shape 100,32,64,128",
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code, as that of `rnn-xp`."""
+    return carry_out(_parser(), arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    command = Parser(
+        prog="python -m benchmarks.beside",
+        description="Measure the speed beside other libraries.",
+        epilog="example:\n  python -m benchmarks.beside --against torch --cell lstm "
+        "--shape 100,32,64,128",
+        formatter_class=Help,
     )
+    command.set_defaults(run=_run)
     add = command.add_argument
     add(
         "--against",
@@ -96,7 +102,14 @@ def add_bench(commands: Any) -> None:
         metavar="PICTURE",
         help=f"draw them (needs matplotlib): {', '.join(plotting.SUFFIXES)}",
     )
+    add(
+        "--show",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: the tables and the picture are of what --json kept there",
+    )
     add("--force", action="store_true", help="replace --out and --plot if they exist")
+    return command
 
 
 def _shape(text: str) -> Shape:
@@ -109,8 +122,11 @@ def _shape(text: str) -> Shape:
     return steps, batch, size, hidden
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     _check_files(options)
+    if options.show is not None:
+        _write(options, load(options.show))
+        return 0
     plan = _plan(options)
     results = _start(options.json)
     peers = _usable(options.against or PEERS)
@@ -142,7 +158,7 @@ def _check_files(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> list[tuple[Case, int]]:
     """Return cases and threads, all of one number of threads together."""
-    here = len(machine.usable())
+    here = len(usable())
     threads: Sequence[int] = options.threads or [n for n in (1, 2) if n <= here]
     if max(threads) > here:
         raise BenchError(f"--threads {max(threads)} is more than the {here} CPUs here")
@@ -159,7 +175,7 @@ def _plan(options: argparse.Namespace) -> list[tuple[Case, int]]:
 
 def _start(path: Path | None) -> Results:
     """Return what a file holds already, or nothing."""
-    here = Results(machine.describe())
+    here = Results(describe())
     if path is None or not path.exists():
         return here
     results = load(path)
@@ -223,32 +239,8 @@ def _write(options: argparse.Namespace, results: Results) -> None:
         replace_file(options.out, page.encode())
         print(f"saved to {options.out}")
     if options.plot is not None:
-        plotting.write(bench_figure(results), options.plot)
+        plotting.write(picture(results), options.plot)
         print(f"saved to {options.plot}")
-
-
-def bench_figure(results: Results) -> plotting.Figure:
-    """Draw results: the ratios to the fastest peer, and the growth."""
-    ratios: dict[str, list[tuple[str, int, float]]] = {}
-    for row in results.rows:
-        if row.fastest is not None and not row.case.table.startswith("sweep"):
-            title = report.TABLES[row.case.table][0]
-            ratio = row.ratio(row.fastest)
-            ratios.setdefault(title, []).append((report.label(row) or "all", row.threads, ratio))
-    curves: dict[str, dict[str, dict[int, float]]] = {}
-    for cell in CELLS:  # a line of panels for each
-        for axis in SWEEPS:
-            places = (f"sweep {axis}", cell)
-            rows = [row for row in results.rows if (row.case.table, row.case.cell) == places]
-            for (_, _, peer), line in report.growth(rows, axis).items():
-                panel = curves.setdefault(f"{CELLS[cell]}: {axis}", {})
-                panel[LIBRARIES[peer].title] = line
-    if not ratios and not curves:
-        raise BenchError(
-            f"there is nothing to draw: no row has a ratio to {report.JUDGES}, and none is of a "
-            "sweep"
-        )
-    return plotting.benchmark(ratios, curves)
 
 
 def _say(text: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 import rnn_xp
-from rnn_xp.bench.cases import Case, Data, layer_of
-from rnn_xp.bench.peers.base import Call, HostArray, Peer
+
+from ..cases import Case, Data, layer_of
+from .base import Call, HostArray, Peer
 
 
 class Library(Peer):

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.bench import machine
-from rnn_xp.bench.cases import CELLS, DTYPES, NO_SHAPE, TABLES, TASKS, Case
-from rnn_xp.bench.peers import FASTEST, LIBRARIES, OURS
 from rnn_xp.files import replace_file
+
+from . import machine
+from .cases import CELLS, DTYPES, NO_SHAPE, TABLES, TASKS, Case
+from .peers import FASTEST, LIBRARIES, OURS
 
 _FORMAT = 1
 
@@ -162,7 +163,7 @@ def load(path: Path) -> Results:
     try:
         return _results(json.loads(data))
     except (ValueError, RecursionError) as error:
-        raise BenchError(f"{path} holds no results of rnn-xp bench ({error})") from error
+        raise BenchError(f"{path} holds no results of benchmarks.beside ({error})") from error
 
 
 Expected = tuple[Callable[[Any], bool], str]

@@ -1,4 +1,4 @@
-"""A process that measures one library: `python -m rnn_xp.bench.worker LIBRARY THREADS`.
+"""A process that measures one library: `python -m benchmarks.beside.worker LIBRARY THREADS`.
 
 It reads requests, one line of JSON each, and answers each with one. What the library prints goes to
 the error stream. Nothing runs between an answer and the next request.
@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.bench import machine
-from rnn_xp.bench.cases import Case, data_of
-from rnn_xp.bench.peers import library
-from rnn_xp.bench.peers.base import Call
 from rnn_xp.errors import named_line
+
+from . import machine
+from .cases import Case, data_of
+from .peers import library
+from .peers.base import Call
 
 _TINY = (3, 2, 3, 5)
 

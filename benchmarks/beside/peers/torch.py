@@ -12,8 +12,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from rnn_xp.bench.cases import Case, Data
-from rnn_xp.bench.peers.base import Call, HostArray, Peer
+from ..cases import Case, Data
+from .base import Call, HostArray, Peer
 
 _UNROLLED = 10
 _KINDS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}

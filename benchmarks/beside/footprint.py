@@ -8,9 +8,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from rnn_xp.bench import machine
-from rnn_xp.bench.client import WorkerError, environment
-from rnn_xp.bench.peers import LIBRARIES
+from . import machine
+from .client import WorkerError, environment
+from .peers import LIBRARIES
 
 _TIMED = "from time import perf_counter as now; start = now(); {}; print(now() - start)"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.bench.cases import Case, Data
-from rnn_xp.bench.peers.base import Call, HostArray, Peer
+from ..cases import Case, Data
+from .base import Call, HostArray, Peer
 
 _UNROLLED = 10
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from rnn_xp.bench.peers.base import Peer
+from .base import Peer
 
 
 class Entry(NamedTuple):
@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
     title: str
     module: str
-    """Under `rnn_xp.bench.peers`, with a class `Library`."""
+    """Beside this one, with a class `Library`."""
     needs: tuple[str, ...]
     """What must be installed."""
     statement: str = ""
@@ -54,7 +54,7 @@ FASTEST = ("torch", "jax", "onnxruntime")
 
 def library(name: str) -> type[Peer]:
     """Return the class of a library; its tool is not imported yet."""
-    module = import_module(f"rnn_xp.bench.peers.{LIBRARIES[name].module}")
+    module = import_module(f".{LIBRARIES[name].module}", __name__)
     found: type[Peer] = module.Library
     return found
 

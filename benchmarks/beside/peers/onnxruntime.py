@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rnn_xp.bench.cases import Case, Data, layer_of
-from rnn_xp.bench.peers.base import Call, HostArray, Peer
+from ..cases import Case, Data, layer_of
+from .base import Call, HostArray, Peer
 
 
 class Library(Peer):

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnn_xp.doctor.machine import Shape
 from rnn_xp.layers import GRU, LSTM, RNN, Recurrent
 
 HostArray = np.ndarray[Any, Any]
-Shape = tuple[int, int, int, int]
-"""T, B, I, H."""
 NO_SHAPE: Shape = (0, 0, 0, 0)
 
 CELLS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU", "gru-before": "GRU, reset before"}

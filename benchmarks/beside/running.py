@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.bench import machine
-from rnn_xp.bench.build import build
-from rnn_xp.bench.cases import Case
-from rnn_xp.bench.client import Asked, Worker, WorkerError, results_of
-from rnn_xp.bench.footprint import import_seconds, installed_bytes
-from rnn_xp.bench.peers import LIBRARIES, OURS, library, missing
-from rnn_xp.bench.results import BenchError, Measured, Results, Row, Settings, peak_key
+from . import machine
+from .build import build
+from .cases import Case
+from .client import Asked, Worker, WorkerError, results_of
+from .footprint import import_seconds, installed_bytes
+from .peers import LIBRARIES, OURS, library, missing
+from .results import BenchError, Measured, Results, Row, Settings, peak_key
 
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 """Of the largest element of an output or a gradient."""

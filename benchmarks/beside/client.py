@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from rnn_xp.bench import machine
-from rnn_xp.bench.peers import LIBRARIES
 from rnn_xp.files import read_npz
+
+from . import machine
+from .peers import LIBRARIES
 
 # The first two would slow NumPy down. The last would have a library from a working copy compiled at
 # every import, as an installed one is not.
@@ -44,6 +45,7 @@ def environment(name: str, threads: int) -> dict[str, str]:
     return {
         **kept,
         **dict.fromkeys(_THREADS, str(threads)),
+        "PYTHONPATH": os.pathsep.join(sys.path),  # it measures what this process imports
         "CUDA_VISIBLE_DEVICES": "",
         "JAX_PLATFORMS": "cpu",
         "KERAS_BACKEND": "jax",
@@ -66,7 +68,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         with machine.pinned(threads):
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rnn_xp.bench.worker", name, str(threads)],
+                [sys.executable, "-m", f"{__package__}.worker", name, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnn_xp.bench.cases import Case, Data
+from ..cases import Case, Data
 
 HostArray = np.ndarray[Any, Any]
 

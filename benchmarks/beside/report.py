@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from rnn_xp.bench import machine
-from rnn_xp.bench.cases import CELLS, NO_SHAPE
-from rnn_xp.bench.peers import LIBRARIES, OURS, library
-from rnn_xp.bench.results import Measured, Results, Row, exponent, geometric_mean, peak_key
+from . import machine
+from .cases import CELLS, NO_SHAPE
+from .peers import LIBRARIES, OURS, library
+from .results import Measured, Results, Row, exponent, geometric_mean, peak_key
 
 # Of each table: its heading and its unit.
 TABLES = {
@@ -70,7 +70,7 @@ def label(row: Row) -> str:
 def _head(results: Results) -> str:
     known = {**results.machine, **results.versions}
     facts = "; ".join(f"{name} {value}" for name, value in known.items())
-    return f"# rnn-xp bench\n\n{facts}."
+    return f"# rnn_xp beside other libraries\n\n{facts}."
 
 
 def _builds(rows: Sequence[Row]) -> str:
