@@ -86,7 +86,7 @@ def array_namespace(**arrays: Array) -> Namespace:
     TypeError
         If something is not an array, or if two arrays belong to different libraries.
     """
-    if all(type(array) is np.ndarray for array in arrays.values()) and arrays:
+    if {*map(type, arrays.values())} == {np.ndarray}:
         return np
     found: Namespace = None
     first = ""

@@ -146,11 +146,12 @@ def full(
     cell: Cell, xp: Namespace, state: Sequence[Array | None], like: Array
 ) -> tuple[Array, ...]:
     """Return a state with zeros for None, for the batch of `like` (T, B, ...)."""
-    batch, given = like.shape[1], {"dtype": like.dtype, "device": device_of(like)}
-    return tuple(
-        xp.zeros((batch, size), **given) if part is None else part
-        for size, part in zip(cell.state_sizes, state, strict=True)
-    )
+
+    def zeros(size: int) -> Array:
+        return xp.zeros((like.shape[1], size), dtype=like.dtype, device=device_of(like))
+
+    sized = zip(cell.state_sizes, state, strict=True)
+    return tuple([zeros(size) if part is None else part for size, part in sized])
 
 
 def hold(

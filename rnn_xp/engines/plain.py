@@ -60,7 +60,8 @@ class Plain(ByLevel):
         if keep and not stack.cell.has_backward:
             raise NotImplementedError(no_backward(stack, x))
         given, runs = x.dtype, []
-        if widens(xp, given):
+        wide = widens(xp, given)
+        if wide:
             weights = [cast_all(xp, xp.float32, w) for w in weights]
             x, *state = cast(xp, xp.float32, x, *state)
         for d, (w, reverse) in enumerate(zip(weights, stack.reverse, strict=True)):
@@ -68,7 +69,9 @@ class Plain(ByLevel):
             runs.append(run(loop, w, x, own, ragged, keep=keep))
         outputs, states, kept = zip(*runs, strict=True)
         y = outputs[0] if len(runs) == 1 else xp.concat(outputs, axis=2)
-        y, *last = cast(xp, given, y, *stacked(states))
+        last = stacked(states)
+        if wide:
+            y, *last = cast(xp, given, y, *last)
         return y, last, list(kept)
 
     def run_level_backward(
@@ -143,7 +146,7 @@ def run(
             )
     # A copy of what the backward run reads, or what is still the caller's: a cell may return a part
     # of the state as it was.
-    if keep or any(a is b for a in state for b in first):
+    if keep or not {*map(id, state)}.isdisjoint(map(id, first)):
         return part if y is None else y, copies(loop, state), chunks
     return part if y is None else y, state, chunks
 
