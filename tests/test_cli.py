@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from targets import need
+from targets import need, need_module
 
 from rnn_xp.checkpoint import load
 from rnn_xp.cli import main
@@ -262,7 +262,10 @@ def test_bad_text_files(tmp_path: Path, book: Path) -> None:
 )
 def test_only_a_file_is_replaced(tmp_path: Path, book: Path, arguments: str) -> None:
     *words, option = arguments.split()
-    suffix = ".png" if words[0] == "plot" else ".html"
+    suffix = ".html"
+    if words[0] == "plot":
+        need_module("matplotlib")
+        suffix = ".png"
     (tmp_path / f"folder{suffix}").mkdir()
     (tmp_path / f"old{suffix}").touch()
     os.mkfifo(tmp_path / f"pipe{suffix}")
