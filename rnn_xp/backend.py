@@ -164,8 +164,9 @@ def on_its_device(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for value in (*args, *kwargs.values()):
-            array = next(iter(value.values()), None) if isinstance(value, Mapping) else value
+        given: tuple[Any, ...] = (*args, *kwargs.values())
+        for value in given:
+            array = next(iter(value.values()), None) if hasattr(value, "keys") else value
             if type(array) is np.ndarray:
                 break
             scope = _scope_of(array) if hasattr(array, "dtype") else None

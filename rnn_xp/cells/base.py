@@ -141,8 +141,8 @@ def product(w: Weights, name: str, u: Array) -> Array:
 
     W is `weight_<name>` (R, K); b is `bias_<name>` (R,), where there is one.
     """
-    made = u @ w[f"weight_{name}"].T
-    return made + w[f"bias_{name}"] if f"bias_{name}" in w else made
+    made, bias = u @ w[f"weight_{name}"].T, w.get(f"bias_{name}")
+    return made if bias is None else made + bias
 
 
 def of_product(xp: Namespace, w: Weights, name: str, da: Array, u: Array) -> Weights:
