@@ -687,6 +687,7 @@ def test_the_command_measures_prints_and_continues(tmp_path: Path) -> None:
         (["--json", "none/b.json"], "none/b.json: cannot write there"),
         (["--json", "other.json"], "other.json holds no results of benchmarks.beside"),
         (["--plot", "b.bmp"], "b.bmp must end in one of"),
+        (["--json", "b", "--show", "other.json"], "--show: not allowed with argument --json"),
         ([*SIZE, "--json", "b", "--out", "./b"], "--out b is also --json: give each a file"),
         ([*SIZE, "--json", "other.json", "--out", "link", "--force"], "--out link is also --json"),
         ([*SIZE, "--out", "b.png", "--plot", "b.png"], "--out b.png is also --plot"),

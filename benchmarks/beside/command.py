@@ -15,14 +15,7 @@ from rnn_xp.doctor.machine import Shape, describe, usable
 from rnn_xp.files import replace_file
 
 from . import report
-from .cases import (
-    CELLS,
-    DTYPES,
-    ONE_THREAD_COUNT,
-    SECTIONS,
-    Case,
-    cases,
-)
+from .cases import CELLS, DTYPES, ONE_THREAD_COUNT, SECTIONS, Case, cases
 from .peers import FASTEST, LIBRARIES, OURS, PEERS, library, missing
 from .picture import picture
 from .results import BenchError, Results, Row, Settings, load, save
@@ -88,12 +81,19 @@ def _parser() -> argparse.ArgumentParser:
         default=Settings.wait,
         help="seconds to wait, in all, for a machine that does nothing else",
     )
-    add(
+    kept = command.add_mutually_exclusive_group().add_argument
+    kept(
         "--json",
         type=Path,
         metavar="FILE",
         help="keep the figures here, row by row; the rows of a file that is there are not measured "
         "again, so that a run can be continued, unless a library that is asked for is not in them",
+    )
+    kept(
+        "--show",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: the tables and the picture are of what --json kept there",
     )
     add("--out", type=Path, metavar="FILE", help="write the tables, Markdown, instead of printing")
     add(
@@ -101,12 +101,6 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="PICTURE",
         help=f"draw them (needs matplotlib): {', '.join(plotting.SUFFIXES)}",
-    )
-    add(
-        "--show",
-        type=Path,
-        metavar="FILE",
-        help="measure nothing: the tables and the picture are of what --json kept there",
     )
     add("--force", action="store_true", help="replace --out and --plot if they exist")
     return command
